@@ -1,0 +1,1 @@
+"""Diff-Instruct with Diffused Reward: preference alignment of one-step generators in JAX."""
