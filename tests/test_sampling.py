@@ -96,7 +96,7 @@ def test_known_first_prediction_saves_an_evaluation():
 
 
 def test_gradient_memory_is_nearly_flat_in_the_number_of_steps():
-    """Beyond K = 1 only the K copies of x_t are added; without remat memory grows several-fold."""
+    """From K = 4 to 16 only copies of x_t are added; without remat memory grows several-fold."""
     schedule = schedules.cosine()
     w1 = jax.random.normal(jax.random.key(0), (16, 1024)) / 4
     w2 = jax.random.normal(jax.random.key(1), (1024, 16)) / 32
@@ -109,9 +109,8 @@ def test_gradient_memory_is_nearly_flat_in_the_number_of_steps():
         f = lambda x: jnp.sum(denoise(denoiser, schedule, x, t, num_steps=k, remat=remat))
         return jax.jit(jax.grad(f)).lower(x_t).compile().memory_analysis().temp_size_in_bytes
 
-    one = temporaries(1)
-    for k in (4, 16):
-        assert temporaries(k) < 1.2 * one + 3 * k * x_t.nbytes
+    assert temporaries(4) < 2 * temporaries(1)  # the loop holds one hidden layer more than a bare step
+    assert temporaries(16) < temporaries(4) + 2 * 12 * x_t.nbytes
     assert temporaries(16, remat=False) > 4 * temporaries(16)
 
 
