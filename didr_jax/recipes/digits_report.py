@@ -129,7 +129,11 @@ def figures(models: Models, products: dict, config) -> dict[str, float]:
 
 
 def evaluate(models: Models, products: dict, config, workdir: str, log: RunLog) -> None:
-    """summary.json, the grids before and after for the same noise, and the curves."""
+    """summary.json, the grids before and after for the same noise, and the curves.
+
+    Two rows bound what alignment can reach: the training images tilted by (1), and the reference's own
+    samples tilted by it, which is the law that DIDR converges to.
+    """
     judge = Judge(models, products, config.eval.target_beta or config.align.beta)
     n = config.eval.samples
     labels = np.asarray(_conditions(n)["label"])
@@ -144,6 +148,8 @@ def evaluate(models: Models, products: dict, config, workdir: str, log: RunLog) 
         "real, training, tilted": judge.figures(train.images, train.labels, judge.tilt_weights(train)),
     }
     rows |= {name: judge.figures(images, labels) for name, images in made.items()}
+    from_reference = Split(next(iter(made.values())), labels)
+    rows["reference, tilted"] = judge.figures(from_reference.images, labels, judge.tilt_weights(from_reference))
     write_summary(workdir, rows, log)
     show = config.eval.grid_rows * NUM_CLASSES
     for file, images in zip(("reference", "before", "after"), made.values()):
