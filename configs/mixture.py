@@ -30,13 +30,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.network.depth = 3  # residual layers
     config.network.spread = 2.0  # the generator is spread·z plus the network, so that it starts wide
 
-    config.pretrain = fit(steps=2000, lr=1e-3, batch_size=1024)
+    config.pretrain = fit(steps=2000, lr=1e-3, batch_size=512)
 
-    config.distill = game(steps=1500, lr=3e-4, batch_size=512)
+    config.distill = game(steps=1500, lr=3e-4, batch_size=256)
     config.distill.objective = "di"
-    config.align = game(steps=2000, lr=1e-4, batch_size=512)
+    config.align = game(steps=1500, lr=2e-4, batch_size=256)
+    config.align.estimator = "conjugate"
     for stage in (config.distill, config.align):
         stage.ta_optimizer.lr = 1e-3
+        stage.generator_optimizer.decay = True
+        stage.generator_optimizer.b1 = 0.0  # the TA lags: momentum on top of it overshoots
 
     config.eval = ml_collections.ConfigDict()
     config.eval.samples = 4000  # drawn from each law for the distances
