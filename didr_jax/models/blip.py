@@ -48,7 +48,7 @@ class ImageEncoder(nn.Module):
                     **kinds)(pixels.astype(self.dtype))
         x = x.reshape(x.shape[0], -1, c.width)
         normal = nn.initializers.normal(0.02)
-        cls = self.param("class_embed", normal, (c.width,), self.param_dtype).astype(self.dtype)
+        cls = self.param("class_embed", normal, (1, c.width), self.param_dtype).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, c.width)), x], axis=1)
         x = x + self.param("pos_embed", normal, x.shape[1:], self.param_dtype).astype(self.dtype)
         x, _ = Encoder(c.depth, c.heads, c.hidden, c.act, c.eps, remat=self.remat, name="encoder", **kinds)(x)

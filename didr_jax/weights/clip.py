@@ -16,6 +16,11 @@ Configs = tuple[VisionConfig, TextConfig]
 LAYER = r"(?P<layer>\d+)"
 
 
+def fused(name: str, target: str, layout: str = "as_is") -> list[Rule]:
+    """A torch tensor that holds q, k and v one after another; `target` has a `{}` for their letter."""
+    return [Rule(name, target.format(part), layout, part=(i, 3)) for i, part in enumerate("qkv")]
+
+
 def _hf_layers(name: str, path: str) -> list[Rule]:
     return [
         *layer(rf"{name}encoder.layers.{LAYER}.self_attn.(q|k|v|out)_proj", f"{path}encoder/layers/attn/{{}}"),
@@ -49,13 +54,9 @@ def _hf_text(path: str, name: str = "text_model.") -> list[Rule]:
 
 def _open_clip_layers(name: str, path: str) -> list[Rule]:
     block, path = rf"{name}transformer.resblocks.{LAYER}", f"{path}encoder/layers"
-    fused = [
-        Rule(f"{block}.attn.in_proj_{kind}", f"{path}/attn/{part}/{leaf}", layout, part=(i, 3))
-        for kind, leaf, layout in (("weight", "kernel", "kernel"), ("bias", "bias", "as_is"))
-        for i, part in enumerate("qkv")
-    ]
     return [
-        *fused,
+        *fused(f"{block}.attn.in_proj_weight", f"{path}/attn/{{}}/kernel", "kernel"),
+        *fused(f"{block}.attn.in_proj_bias", f"{path}/attn/{{}}/bias"),
         *layer(f"{block}.attn.out_proj", f"{path}/attn/out"),
         *layer(f"{block}.mlp.c_fc", f"{path}/mlp/fc1"),
         *layer(f"{block}.mlp.c_proj", f"{path}/mlp/fc2"),
