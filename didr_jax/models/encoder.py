@@ -8,9 +8,9 @@ is one `nn.scan`: compile time does not grow with depth.  Source: `CLIPEncoderLa
 from typing import Any, Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
+from didr_jax.models.attention import attend
 from didr_jax.types import Array, InputError
 
 
@@ -50,8 +50,7 @@ class Attention(nn.Module):
         dense = lambda name: nn.Dense(width, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
         split = lambda y: y.reshape(*y.shape[:-1], self.heads, width // self.heads)
         q, k, v = (split(dense(name)(y)) for name, y in (("q", x), ("k", context), ("v", context)))
-        mask = None if mask is None else mask[:, None, None, :]
-        y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+        y = attend(q, k, v, mask=mask, causal=causal)
         return dense("out")(y.reshape(*y.shape[:-2], width))
 
 

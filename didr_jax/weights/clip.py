@@ -48,7 +48,6 @@ def _hf_text(path: str, name: str = "text_model.") -> list[Rule]:
         Rule(f"{name}embeddings.position_embedding.weight", f"{path}pos_embed"),
         *_hf_layers(name, path),
         *norm(f"{name}final_layer_norm", f"{path}final_norm"),
-        *layer("text_projection", f"{path}proj"),
     ]
 
 
@@ -88,9 +87,10 @@ def _open_clip_text(path: str) -> list[Rule]:
 
 
 # A text encoder of a diffusion pipeline.  transformers 5 writes CLIPTextModel without the `text_model.` prefix.
-TEXT = [*_hf_text(""), *_hf_text("", name="")]
+TEXT = [*_hf_text(""), *_hf_text("", name=""), *layer("text_projection", "proj")]
 # A whole CLIP, parameters {"vision", "text", "logit_scale"}; and the image tower alone, out of the same files.
-HF = [*_hf_vision("vision/"), *_hf_text("text/"), Rule("logit_scale", "logit_scale")]
+HF = [*_hf_vision("vision/"), *_hf_text("text/"), *layer("text_projection", "text/proj"),
+      Rule("logit_scale", "logit_scale")]  # fmt: skip
 OPEN_CLIP = [*_open_clip_vision("vision/"), *_open_clip_text("text/"), Rule("logit_scale", "logit_scale")]
 HF_VISION = [*_hf_vision(""), *ignore(r"(text_model\..*|text_projection\.weight|logit_scale)"),
              *ignore("vision_model.embeddings.position_ids")]
