@@ -38,7 +38,7 @@ def utf8(prompts: Sequence[str]) -> Tokens:
     """
     raw = [p.encode() for p in prompts]
     width = 256 * max(1, -(-max(map(len, raw), default=0) // 256))
-    return {"utf8": np.stack([np.frombuffer(p.ljust(width, b"\0"), np.uint8) for p in raw])}
+    return {"utf8": np.frombuffer(b"".join(p.ljust(width, b"\0") for p in raw), np.uint8).reshape(-1, width)}
 
 
 def from_utf8(tokens: np.ndarray) -> list[str]:
