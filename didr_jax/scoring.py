@@ -78,7 +78,7 @@ def score_folder(
 ) -> list[dict[str, str | float]]:
     """Scores every image against its prompt by all rewards, in their published units, and prints the means.
 
-    Images of any sizes: those of one size are scored together, one program is compiled for each size.
+    Images of any sizes: those of one size are scored together; only the resize is compiled anew for another size.
 
     Args:
       images: the folder.
@@ -99,16 +99,16 @@ def score_folder(
     absent = sorted({name for name, _ in pairs if not (Path(images) / name).is_file()})
     if absent:
         raise InputError(f"score: {len(absent)} images are not in {images}: {', '.join(absent)}")
-    apply = {r.name: jax.jit(r.apply) for r in rewards}
+    programs = {r.name: (jax.jit(r.score), jax.jit(r.preprocess)) for r in rewards}
     rows: list[dict] = [{"image": name, "prompt": prompt} for name, prompt in pairs]
     for indices in _batches(Path(images), pairs, batch_size):
         filled = indices + [indices[-1]] * (batch_size - len(indices))  # one shape, one program
         x = np.stack([read_image(Path(images) / pairs[i][0]) for i in filled])
         text = [pairs[i][1] for i in filled]
-        scores = {r.name: apply[r.name](r.params, x, r.tokenize(text)) for r in rewards}
-        for name, values in scores.items():
-            for i, value in zip(indices, np.asarray(values)):
-                rows[i][name] = float(value)
+        for r in rewards:
+            score, preprocess = programs[r.name]
+            for i, value in zip(indices, np.asarray(score(r.params, preprocess(x), r.tokenize(text)))):
+                rows[i][r.name] = float(value)
     if out is not None:
         _write(Path(out), rows)
     print(table(rows, [r.name for r in rewards]))

@@ -14,8 +14,9 @@ PROMPTS = ["red", "grün", "", "blue"]
 
 
 def toy(name, function, **options):
-    apply = lambda params, images, tokens: function(images.mean(axis=(1, 2, 3)) * params["w"])
-    return RewardModel(name, {"w": jnp.asarray(2.0)}, apply, utf8, **options)
+    brightness = lambda images: images.mean(axis=(1, 2, 3))
+    score = lambda params, pixels, tokens: function(pixels * params["w"])
+    return RewardModel(name, {"w": jnp.asarray(2.0)}, brightness, score, utf8, **options)
 
 
 def images():

@@ -12,9 +12,10 @@ from didr_jax.scoring import read_image, read_pairs, score_folder
 from didr_jax.tokens import utf8
 from didr_jax.types import InputError
 
-RED = RewardModel("red", {}, lambda p, x, t: x[..., 0].mean(axis=(1, 2)), utf8)
-LENGTH = RewardModel("length", {}, lambda p, x, t: jnp.sum(t["utf8"] > 0, axis=1).astype(jnp.float32), utf8)
-BROKEN = RewardModel("broken", {}, lambda p, x, t: jnp.log(x.mean(axis=(1, 2, 3))), utf8)
+MEAN = lambda images: images.mean(axis=(1, 2))
+RED = RewardModel("red", {}, MEAN, lambda p, x, t: x[:, 0], utf8)
+LENGTH = RewardModel("length", {}, MEAN, lambda p, x, t: jnp.sum(t["utf8"] > 0, axis=1).astype(jnp.float32), utf8)
+BROKEN = RewardModel("broken", {}, MEAN, lambda p, x, t: jnp.log(x.mean(axis=1)), utf8)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """LAION's aesthetic predictor (christophschuhmann/improved-aesthetic-predictor, `simple_inference.py`)."""
 
+import functools
 import os
 from typing import Any
 
@@ -41,8 +42,16 @@ def load(
     params = {"vision": tower, "head": load_aesthetic_head(weights, vision.embed, shardings=shardings)}
     model = VisionTower(vision, remat=remat, dtype=dtype)
 
-    def score(params: PyTree, images: Array, tokens: PyTree) -> Array:
-        embedding = model.apply({"params": params["vision"]}, resize_and_crop(images, vision.image_size))
+    def score(params: PyTree, pixels: Array, tokens: PyTree) -> Array:
+        embedding = model.apply({"params": params["vision"]}, pixels)
         return LinearHead().apply({"params": params["head"]}, unit(embedding))
 
-    return RewardModel("aesthetic", params, score, utf8, centre=5.45, spread=0.38)
+    return RewardModel(
+        "aesthetic",
+        params,
+        preprocess=functools.partial(resize_and_crop, size=vision.image_size),
+        score=score,
+        tokenize=utf8,
+        centre=5.45,
+        spread=0.38,
+    )

@@ -8,11 +8,12 @@ from didr_jax.types import Array, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel:
-    """A frozen reward r(x0, c): a pure function and the parameters to call it with.
+    """A frozen reward r(x0, c): pure functions and the parameters to call them with.
 
-    `apply(params, images, tokens) -> [b]`: `images [b, h, w, 3]` in [-1, 1], any height and width; `tokens` from
-    `tokenize(prompts)`, numpy arrays with leading axis b.  Scores are float32 in the reward's published units,
-    larger is better, and each depends on its own sample alone.
+    `preprocess(images) -> pixels`: `images [b, h, w, 3]` in [-1, 1], any height and width, to what the network takes.
+    `score(params, pixels, tokens) -> [b]`: float32 in the reward's published units, larger is better, each from its
+    own sample alone.
+    `tokenize(prompts) -> tokens`: numpy arrays with leading axis b.
 
     `centre` and `spread` make different rewards comparable: a mix sums (r - centre)/spread.  For published rewards
     they are our choice: SDXL's mean score and what DIDR's longest training gained over it (2605.24001; for
@@ -21,11 +22,16 @@ class RewardModel:
 
     name: str
     params: PyTree
-    apply: Callable[[PyTree, Array, PyTree], Array]
+    preprocess: Callable[[Array], Array]
+    score: Callable[[PyTree, Array, PyTree], Array]
     tokenize: Callable[[Sequence[str]], PyTree]
     differentiable: bool = True
     centre: float = 0.0
     spread: float = 1.0
+
+    def apply(self, params: PyTree, images: Array, tokens: PyTree) -> Array:
+        """`images [b, h, w, 3]` in [-1, 1] and `tokens` -> scores `[b]`."""
+        return self.score(params, self.preprocess(images), tokens)
 
     def normalise(self, score: Array) -> Array:
         """Published units -> the units of a mix."""

@@ -1,5 +1,6 @@
 """CLIPScore: how well an image fits its prompt (Hessel et al. 2104.08718, as text-to-image papers report it)."""
 
+import functools
 import os
 from typing import Any
 
@@ -33,8 +34,13 @@ def load(
       arch, dtype, param_dtype, remat, shardings: as in `hps.load`.
     """
     (vision, text), params = load_clip(weights, arch, dtype=param_dtype, shardings=shardings)
-    cosine = clip_cosine(vision, text, resize_and_crop, dtype=dtype, remat=remat)
+    cosine = clip_cosine(vision, text, dtype=dtype, remat=remat)
     return RewardModel(
-        "clipscore", params, lambda *args: 100 * cosine(*args), clip_tokenizer(tokenizer or weights, text.positions),
-        centre=34.0, spread=5.0,
-    )  # fmt: skip
+        "clipscore",
+        params,
+        preprocess=functools.partial(resize_and_crop, size=vision.image_size),
+        score=lambda *args: 100 * cosine(*args),
+        tokenize=clip_tokenizer(tokenizer or weights, text.positions),
+        centre=34.0,
+        spread=5.0,
+    )

@@ -16,16 +16,13 @@ def unit(x: Array) -> Array:
 
 
 def clip_cosine(
-    vision: VisionConfig, text: TextConfig, preprocess: Callable[[Array, int], Array], *, dtype: Any, remat: bool
+    vision: VisionConfig, text: TextConfig, *, dtype: Any, remat: bool
 ) -> Callable[[PyTree, Array, PyTree], Array]:
-    """`(params, images [b, h, w, 3] in [-1, 1], {"ids": [b, n]}) -> cosine [b]`, float32.
-
-    `preprocess(images, size)` makes what the image tower takes; `params` is {"vision", "text", ...}.
-    """
+    """`({"vision", "text", ...}, pixels [b, size, size, 3], {"ids": [b, n]}) -> cosine [b]`, float32."""
     vision_tower, text_tower = VisionTower(vision, remat=remat, dtype=dtype), TextTower(text, dtype=dtype)
 
-    def cosine(params: PyTree, images: Array, tokens: PyTree) -> Array:
-        image = vision_tower.apply({"params": params["vision"]}, preprocess(images, vision.image_size))
+    def cosine(params: PyTree, pixels: Array, tokens: PyTree) -> Array:
+        image = vision_tower.apply({"params": params["vision"]}, pixels)
         prompt = text_tower.apply({"params": params["text"]}, tokens["ids"]).embedding
         return jnp.sum(unit(image) * unit(prompt), axis=-1)
 

@@ -31,9 +31,11 @@ def load(
     """
     function = _resolve(path)
     if differentiable:
-        apply = lambda params, images, tokens: function(images, tokens).astype(jnp.float32)
-        return RewardModel(name, {}, apply, getattr(function, "tokenize", utf8), True, centre, spread)
-    return RewardModel(name, {}, black_box(function, path), utf8, False, centre, spread)
+        score = lambda params, images, tokens: function(images, tokens).astype(jnp.float32)
+        tokenize = getattr(function, "tokenize", utf8)
+    else:
+        score, tokenize = black_box(function, path), utf8
+    return RewardModel(name, {}, lambda images: images, score, tokenize, differentiable, centre, spread)
 
 
 def _resolve(path: str) -> Callable:
@@ -54,7 +56,7 @@ def _resolve(path: str) -> Callable:
 def black_box(
     function: Callable[[np.ndarray, Sequence[str]], Sequence[float]], path: str
 ) -> Callable[[PyTree, Array, PyTree], Array]:
-    """`function(images, prompts)` on the host as a reward's `apply`."""
+    """`function(images, prompts)` on the host as a reward's `score`."""
 
     def on_host(images, prompts) -> np.ndarray:
         # Under vmap the arguments carry further leading axes: one call serves them all.

@@ -1,5 +1,6 @@
 """ImageReward (Xu et al. 2304.05977; THUDM/ImageReward, `ImageReward/ImageReward.py`)."""
 
+import functools
 import os
 from typing import Any
 
@@ -43,10 +44,15 @@ def load(
     params = load_imagereward(weights, vision, text, dtype=param_dtype, shardings=shardings)
     model = ImageReward(vision, text, remat=remat, dtype=dtype)
 
-    def score(params: PyTree, images: Array, tokens: PyTree) -> Array:
-        pixels = resize_and_crop(images, vision.image_size)
+    def score(params: PyTree, pixels: Array, tokens: PyTree) -> Array:
         return (model.apply({"params": params}, pixels, tokens["ids"], tokens["mask"]) - MEAN) / STD
 
     return RewardModel(
-        "imagereward", params, score, bert_tokenizer(tokenizer, MAX_TOKENS), centre=0.82, spread=0.28
+        "imagereward",
+        params,
+        preprocess=functools.partial(resize_and_crop, size=vision.image_size),
+        score=score,
+        tokenize=bert_tokenizer(tokenizer, MAX_TOKENS),
+        centre=0.82,
+        spread=0.28,
     )

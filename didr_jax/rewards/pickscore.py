@@ -34,11 +34,17 @@ def load(
       arch, dtype, param_dtype, remat, shardings: as in `hps.load`.
     """
     (vision, text), params = load_clip(weights, arch, dtype=param_dtype, shardings=shardings)
-    cosine = clip_cosine(vision, text, functools.partial(resize_and_crop, half=int), dtype=dtype, remat=remat)
+    cosine = clip_cosine(vision, text, dtype=dtype, remat=remat)
 
-    def score(params: PyTree, images: Array, tokens: PyTree) -> Array:
-        return jnp.exp(params["logit_scale"].astype(jnp.float32)) * cosine(params, images, tokens)
+    def score(params: PyTree, pixels: Array, tokens: PyTree) -> Array:
+        return jnp.exp(params["logit_scale"].astype(jnp.float32)) * cosine(params, pixels, tokens)
 
     return RewardModel(
-        "pickscore", params, score, clip_tokenizer(tokenizer or weights, text.positions), centre=22.8, spread=1.1
+        "pickscore",
+        params,
+        preprocess=functools.partial(resize_and_crop, size=vision.image_size, half=int),
+        score=score,
+        tokenize=clip_tokenizer(tokenizer or weights, text.positions),
+        centre=22.8,
+        spread=1.1,
     )

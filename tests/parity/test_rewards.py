@@ -1,7 +1,7 @@
 """Complete rewards, image file and prompt to score, against torch.
 
-Two oracles.  The official one: PIL's 8-bit resize, the tower, the score.  And a differentiable one, whose resize is
-torch's antialiased bicubic in float, for exact scores and gradients.
+Two oracles.  The official one: PIL's 8-bit resize (HPSv2 alone: torch's), the tower, the score.  And a
+differentiable one, whose resize is torch's antialiased bicubic in float, for exact scores and gradients.
 """
 
 import json
@@ -46,15 +46,6 @@ def standardise(x):
     return (x - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
 
 
-def pad(x):
-    """Float oracle of HPS's preprocessing: [b, h, w, 3] in [-1, 1] -> [b, 3, SIZE, SIZE]."""
-    h, w = x.shape[1:3]
-    height, width = (round(n * (SIZE / max(h, w))) for n in (h, w))
-    x = resize(x.permute(0, 3, 1, 2) / 2 + 0.5, height, width)
-    top, left = (SIZE - height) // 2, (SIZE - width) // 2
-    return standardise(F.pad(x, (left, SIZE - width - left, top, SIZE - height - top)))
-
-
 def crop(x, half=round):
     """Float oracle of CLIP's; `half` of an odd margin as torchvision rounds it, or as transformers does."""
     h, w = x.shape[1:3]
@@ -64,12 +55,17 @@ def crop(x, half=round):
     return standardise(x[:, :, top : top + SIZE, left : left + SIZE])
 
 
-def pil_pad(image):
-    scale = SIZE / max(image.size)
-    small = image.resize(tuple(round(n * scale) for n in image.size), Image.BICUBIC)
-    square = Image.new("RGB", (SIZE, SIZE))
-    square.paste(small, ((SIZE - small.width) // 2, (SIZE - small.height) // 2))
-    return standardise(torch.from_numpy(np.asarray(square) / np.float32(255)).permute(2, 0, 1))
+def pad(x):
+    """HPSv2's: [b, h, w, 3] in [-1, 1] -> [b, 3, SIZE, SIZE]; it resizes float tensors, so nothing is clipped."""
+    h, w = x.shape[1:3]
+    height, width = (round(n * (SIZE / max(h, w))) for n in (h, w))
+    x = F.interpolate(x.permute(0, 3, 1, 2) / 2 + 0.5, size=(height, width), mode="bicubic", antialias=True)
+    top, left = (SIZE - height) // 2, (SIZE - width) // 2
+    return standardise(F.pad(x, (left, SIZE - width - left, top, SIZE - height - top)))
+
+
+def file_pad(image):
+    return pad(torch.from_numpy(np.asarray(image) / np.float32(127.5) - 1)[None])[0]
 
 
 def pil_crop(image):
@@ -135,7 +131,7 @@ def cases(tmp_path_factory):
     load = lambda name, **options: rewards.load(name, options)
     return {
         "hps": (load("hps", weights=clip.file, tokenizer=clip.folder, arch=clip.configs),
-                lambda x, p: 100 * clip.cosine(x, p), pad, pil_pad),
+                lambda x, p: 100 * clip.cosine(x, p), pad, file_pad),
         "pickscore": (load("pickscore", weights=clip.folder),
                       lambda x, p: clip.model.logit_scale.exp() * clip.cosine(x, p),
                       lambda x: crop(x, half=int), processor_crop),
