@@ -1,7 +1,7 @@
 """HPSv2.1's ViT-H reward, forward and gradient with respect to the image: JAX against torch, same machine, one run.
 
-    python benchmarks/reward_vith.py                                       # full size, batch 8: 10 GB, minutes on a CPU
-    python benchmarks/reward_vith.py --depth=2 --batch=2 --image_size=256  # a try
+    python benchmarks/reward_vith.py   # full size, batch 8: about 10 GB and minutes on a CPU
+    python benchmarks/reward_vith.py --depth=2 --batch=2 --image_size=256   # a try
 
 Each side runs in its own process, so that peak memory is its own.  Random weights, float32 unless --dtype says else.
 Torch is transformers' CLIPModel with torch's antialiased resize: the same network (tests/parity), the same work.
@@ -89,9 +89,8 @@ def torch_side() -> dict:
                     num_attention_heads=c.heads, hidden_act=c.act, projection_dim=c.embed)  # fmt: skip
 
     vision, text = configs()
-    config = T.CLIPConfig(
-        text_config=tower(text), vision_config=dict(tower(vision), patch_size=vision.patch), projection_dim=vision.embed
-    )
+    image_tower = dict(tower(vision), patch_size=vision.patch)
+    config = T.CLIPConfig(text_config=tower(text), vision_config=image_tower, projection_dim=vision.embed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
         model = T.CLIPModel(config).to(getattr(torch, DTYPE.value)).eval().requires_grad_(False)

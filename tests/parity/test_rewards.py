@@ -189,7 +189,8 @@ def test_half_precision_is_close_and_keeps_the_logit_scale(cases):
 def test_folder_of_images_scores_as_officially(cases, tmp_path):
     """Image files of two shapes: within what PIL's 8-bit rounding does to each reward."""
     china, flower = (Image.fromarray(load_sample_image(f"{n}.jpg")) for n in ("china", "flower"))
-    images = {"a.png": china, "b.png": flower.crop((0, 0, 300, 427)), "sub/c.png": flower}
+    portrait = flower.crop((0, 0, 300, 427))
+    images = {"a.png": china, "b.png": portrait, "sub/c.png": flower}
     rows = [{"file_name": name, "prompt": PROMPTS[i % 2]} for i, name in enumerate(images)]
     (tmp_path / "sub").mkdir()
     for name, image in images.items():
