@@ -1,0 +1,112 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) for any Linen model, without touching the model.
+
+An adapter adds (alpha/rank) · x A B to a dense layer's output, A [in, rank] and B [rank, out].  All
+adapters of a network form their own tree, `lora`, with the layers' paths as in `params`:
+
+    params  {"layers": {"attention": {"to_q": {"kernel": W}}}}
+    lora    {"layers": {"attention": {"to_q": {"lora_a": A, "lora_b": B}}}}
+
+`applied(apply, alpha)` puts A and B beside the kernel for the length of one call, and an interceptor
+of `nn.Dense` adds the product.  As entries of the `params` collection they are sliced by `nn.scan`
+(kernels stacked over depth have stacked adapters) and replayed by `nn.remat` like the kernels.
+
+One frozen base serves three roles: reference `apply(base, …)`, TA and generator
+`applied(apply, alpha)(base, lora_ta or lora_generator, …)`.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from didr_jax.types import Array, InputError, PRNGKey, PyTree
+
+A, B, KERNEL = "lora_a", "lora_b", "kernel"
+
+
+def init(key: PRNGKey, params: PyTree, patterns: Iterable[str], rank: int, dtype: jnp.dtype = jnp.float32) -> PyTree:
+    """Fresh adapters for the dense layers whose path matches.
+
+    A is uniform in ±1/√in (as in the paper's code), B is zero, so that the adapted model starts as the base.
+
+    Args:
+      params: the base's tree; only shapes are used, so `jax.eval_shape` trees do.
+      patterns: regular expressions, searched in layer paths such as `layers/attention/to_q`.
+      rank: of every adapter.
+      dtype: of the adapters, whatever the base's is.
+
+    Returns:
+      {layer path: {"lora_a": [..., in, rank], "lora_b": [..., rank, out]}}, nested; leading axes are
+      those that a scan stacked.
+
+    Raises:
+      InputError: a pattern matches no dense layer, or a layer that is not dense (a convolution).
+    """
+    kernels = {path[:-1]: leaf.shape for path, leaf in flatten_dict(params).items() if path[-1] == KERNEL}
+    chosen: set[tuple[str, ...]] = set()
+    for pattern in patterns:
+        found = [path for path in kernels if re.search(pattern, "/".join(path))]
+        if not found:
+            raise InputError(f"LoRA pattern {pattern!r} matches no layer; layers are named like {_examples(kernels)}")
+        chosen.update(found)
+    lora = {}
+    for i, path in enumerate(sorted(chosen)):
+        *stack, features_in, features_out = kernels[path]
+        if len(stack) > 1:
+            raise InputError(f"LoRA: {'/'.join(path)} is a convolution, adapters are for dense layers: narrow the patterns")
+        bound = features_in**-0.5
+        shape = (*stack, features_in, rank)
+        lora[*path, A] = jax.random.uniform(jax.random.fold_in(key, i), shape, dtype, -bound, bound)
+        lora[*path, B] = jnp.zeros((*stack, rank, features_out), dtype)
+    return unflatten_dict(lora)
+
+
+def applied(apply: Callable, alpha: float) -> Callable:
+    """Wraps `apply(params, *args) -> out` into `adapted(params, lora, *args) -> out`.
+
+    `lora=None` switches the adapters off: that call is `apply(params, *args)`, operation for operation.
+    """
+
+    def adapted(params: PyTree, lora: PyTree | None, *args, **kwargs):
+        if lora is None:
+            return apply(params, *args, **kwargs)
+        joined = unflatten_dict(flatten_dict(params) | flatten_dict(lora))
+        with nn.intercept_methods(_adds_low_rank(alpha)):
+            return apply(joined, *args, **kwargs)
+
+    return adapted
+
+
+def merge(params: PyTree, lora: PyTree, alpha: float) -> PyTree:
+    """Parameters whose kernels are W + (alpha/rank) A B, summed in float32 and kept in W's dtype."""
+    flat = flatten_dict(params)
+    for path, (a, b) in _pairs(lora).items():
+        kernel = flat[*path, KERNEL]
+        update = (alpha / a.shape[-1]) * (a.astype(jnp.float32) @ b.astype(jnp.float32))
+        flat[*path, KERNEL] = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
+    return unflatten_dict(flat)
+
+
+def _adds_low_rank(alpha: float):
+    def interceptor(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        layer = context.module
+        if not isinstance(layer, nn.Dense) or context.method_name != "__call__" or not layer.has_variable("params", A):
+            return out
+        a, b = (layer.get_variable("params", name).astype(out.dtype) for name in (A, B))
+        return out + (alpha / a.shape[-1]) * (args[0].astype(out.dtype) @ a @ b)
+
+    return interceptor
+
+
+def _pairs(lora: PyTree) -> Mapping[tuple[str, ...], tuple[Array, Array]]:
+    flat = flatten_dict(lora)
+    return {path[:-1]: (flat[path], flat[*path[:-1], B]) for path in flat if path[-1] == A}
+
+
+def _examples(kernels: Mapping) -> str:
+    paths = ["/".join(path) for path in kernels]
+    return ", ".join(paths[:: max(1, len(paths) // 3)][:3])
