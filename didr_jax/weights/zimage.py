@@ -1,5 +1,6 @@
-"""Weight names of `ZImageTransformer2DModel` (diffusers), both ways."""
+"""Names of ZImageTransformer2DModel's tensors."""
 
+from didr_jax.models.zimage_config import ZImageConfig
 from didr_jax.weights.engine import Rule, layer, norm
 
 
@@ -15,9 +16,9 @@ def _block(stage: str) -> list[Rule]:
     ]
 
 
-def table(patch_size: int = 2) -> list[Rule]:
-    """The rules for a model of this patch size, which is part of two names."""
-    patch = f"{patch_size}-1"
+def zimage_table(config: ZImageConfig) -> list[Rule]:
+    """Rules for `weights.engine`, between diffusers' names and `models.zimage.ZImageTransformer`'s parameters."""
+    patch = f"{config.patch_size}-1"
     return [
         *layer(f"all_x_embedder.{patch}", "x_embedder"),
         Rule("(x_pad_token|cap_pad_token)", "{}"),

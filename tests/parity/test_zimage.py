@@ -12,12 +12,13 @@ diffusers = pytest.importorskip("diffusers")
 
 from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock  # noqa: E402
 
-from didr_jax.models.zimage import Block, ZImageConfig, ZImageTransformer, positions  # noqa: E402
+from didr_jax.models.zimage import Block, ZImageTransformer, positions  # noqa: E402
+from didr_jax.models.zimage_config import ZImageConfig  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
-from didr_jax.weights import zimage as weights  # noqa: E402
 from didr_jax.weights.engine import read_tensors, to_flax, to_torch, write_safetensors  # noqa: E402
+from didr_jax.weights.zimage import zimage_table  # noqa: E402
+from tests.parity.oracle import assert_close, nchw, nhwc, randomise  # noqa: E402
 
-from oracle import assert_close, nchw, nhwc, randomise  # noqa: E402
 
 CONFIGS = {
     # Feed-forward width floor(40 · 8/3) = 106; more than one layer in every stage.
@@ -25,14 +26,14 @@ CONFIGS = {
                  axes_dims=[4, 8, 8], axes_lens=[256, 32, 32]),
     # Wider than the time embedding's 256; every scalar differs from its default.
     "wide": dict(dim=264, n_layers=1, n_refiner_layers=1, n_heads=3, n_kv_heads=3, cap_feat_dim=16, in_channels=2,
-                 axes_dims=[32, 28, 28], axes_lens=[96, 16, 32], norm_eps=1e-2, rope_theta=100.0, t_scale=500.0,
+                 axes_dims=[32, 28, 28], axes_lens=[128, 16, 32], norm_eps=1e-2, rope_theta=100.0, t_scale=500.0,
                  all_patch_size=[4]),
 }  # fmt: skip
-# Latent size and lengths of the captions: both streams with and without padding, ragged over a multiple of 32.
-INPUTS = {
-    "square, ragged": ((8, 8), (5, 33, 96)),
-    "tall, no image padding": ((32, 8), (32, 32, 32)),
-    "wide, one tile": ((8, 16), (7, 31, 1)),
+# Configuration, latent size, lengths of the captions: streams with and without padding, ragged over multiples of 32.
+CASES = {
+    "deep, square, ragged": ("deep", (8, 8), (5, 33, 96)),
+    "deep, tall, full tiles": ("deep", (32, 8), (32, 32, 32)),
+    "wide, one tile": ("wide", (8, 16), (7, 31, 1)),
 }
 
 
@@ -41,15 +42,17 @@ def flax_shapes(config):
     return jax.eval_shape(ZImageTransformer(config).init, jax.random.key(0), *inputs, jnp.ones(1, int))["params"]
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
-def pair(request, tmp_path_factory):
-    """(torch model, our config, our parameters), the latter two read from the folder that diffusers saved."""
-    oracle = randomise(diffusers.ZImageTransformer2DModel(**CONFIGS[request.param]))
-    folder = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """{name: (torch model, our config, our parameters)}, the latter two read from the folder that diffusers saved."""
+    return {name: make_pair(raw, tmp_path_factory.mktemp(name)) for name, raw in CONFIGS.items()}
+
+
+def make_pair(raw, folder):
+    oracle = randomise(diffusers.ZImageTransformer2DModel(**raw))
     oracle.save_pretrained(folder)
     config = ZImageConfig.from_json(json.loads((folder / "config.json").read_text()))
-    params = to_flax(read_tensors(folder), weights.table(config.patch_size), flax_shapes(config))
-    return oracle, config, params
+    return oracle, config, to_flax(read_tensors(folder), zimage_table(config), flax_shapes(config))
 
 
 def draw(config, size, lengths):
@@ -67,10 +70,11 @@ def run_torch(oracle, x, t, caption, lengths):
     return torch.stack(out)[:, :, 0]
 
 
-@pytest.mark.parametrize("case", INPUTS)
-def test_whole_and_gradient(pair, case):
-    oracle, config, params = pair
-    x, t, caption, lengths = draw(config, *INPUTS[case])
+@pytest.mark.parametrize("case", CASES)
+def test_whole_and_gradient(pairs, case):
+    name, *inputs = CASES[case]
+    oracle, config, params = pairs[name]
+    x, t, caption, lengths = draw(config, *inputs)
     probe = np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape)
     leaf = nchw(x).requires_grad_()
     want = run_torch(oracle, leaf, t, caption, lengths)
@@ -92,9 +96,10 @@ def test_whole_and_gradient(pair, case):
     assert_close(grad, nhwc(leaf.grad), what="gradient to the latents")
 
 
-def test_layer_by_layer(pair):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layer_by_layer(pairs, name):
     """Each block on its torch twin's own input, so that no error can hide behind another or add up."""
-    oracle, config, params = pair
+    oracle, config, params = pairs[name]
     x, t, caption, lengths = draw(config, (8, 8), (5, 33, 70))
     seen = {}
     for name, module in oracle.named_modules():
@@ -119,9 +124,10 @@ def test_layer_by_layer(pair):
         assert_close(np.asarray(got)[keep], want.numpy()[keep], what=name)
 
 
-def test_diffusers_loads_what_we_write(pair, tmp_path):
-    oracle, config, params = pair
-    tensors = to_torch(params, weights.table(config.patch_size))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_diffusers_loads_what_we_write(pairs, name, tmp_path):
+    oracle, config, params = pairs[name]
+    tensors = to_torch(params, zimage_table(config))
     write_safetensors(tmp_path / "diffusion_pytorch_model.safetensors", tensors)
     (tmp_path / "config.json").write_text(json.dumps(dict(oracle.config)))
     loaded, report = diffusers.ZImageTransformer2DModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -136,8 +142,9 @@ def test_diffusers_loads_what_we_write(pair, tmp_path):
 def test_published_size():
     with torch.device("meta"):
         want = {k: tuple(v.shape) for k, v in diffusers.ZImageTransformer2DModel().state_dict().items()}
-    shapes = flax_shapes(ZImageConfig.from_json({}))
-    got = {name: tensor.shape for name, tensor in to_torch(shapes, weights.table()).items()}
+    config = ZImageConfig.from_json({})
+    shapes = flax_shapes(config)
+    got = {name: tensor.shape for name, tensor in to_torch(shapes, zimage_table(config)).items()}
     assert got == want and len(got) == 521
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 6_154_908_736
 
