@@ -14,20 +14,23 @@ One frozen base serves three roles: reference `apply(base, …)`, TA and generat
 `applied(apply, alpha)(base, lora_ta or lora_generator, …)`.
 """
 
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from didr_jax.types import Array, InputError, PRNGKey, PyTree
+from didr_jax.weights.engine import Rule, to_torch, write_safetensors
 
 A, B, KERNEL = "lora_a", "lora_b", "kernel"
 
 
-def init(key: PRNGKey, params: PyTree, patterns: Iterable[str], rank: int, dtype: jnp.dtype = jnp.float32) -> PyTree:
+def init(key: PRNGKey, params: PyTree, patterns: Iterable[str], rank: int, dtype: Any = jnp.float32) -> PyTree:
     """Fresh adapters for the dense layers whose path matches.
 
     A is uniform in ±1/√in (as in the paper's code), B is zero, so that the adapted model starts as the base.
@@ -50,7 +53,8 @@ def init(key: PRNGKey, params: PyTree, patterns: Iterable[str], rank: int, dtype
     for pattern in patterns:
         found = [path for path in kernels if re.search(pattern, "/".join(path))]
         if not found:
-            raise InputError(f"LoRA pattern {pattern!r} matches no layer; layers are named like {_examples(kernels)}")
+            some = ", ".join("/".join(path) for path in list(kernels)[:: max(1, len(kernels) // 3)])
+            raise InputError(f"LoRA: pattern {pattern!r} matches no layer; layers are named like {some}")
         chosen.update(found)
     lora = {}
     for i, path in enumerate(sorted(chosen)):
@@ -68,45 +72,77 @@ def applied(apply: Callable, alpha: float) -> Callable:
     """Wraps `apply(params, *args) -> out` into `adapted(params, lora, *args) -> out`.
 
     `lora=None` switches the adapters off: that call is `apply(params, *args)`, operation for operation.
+
+    Raises (when called):
+      InputError: an adapter without a dense layer of its size in `params`.
     """
 
     def adapted(params: PyTree, lora: PyTree | None, *args, **kwargs):
         if lora is None:
             return apply(params, *args, **kwargs)
-        joined = unflatten_dict(flatten_dict(params) | flatten_dict(lora))
-        with nn.intercept_methods(_adds_low_rank(alpha)):
-            return apply(joined, *args, **kwargs)
+        joined = flatten_dict(params)
+        for path, (a, b) in _pairs(lora, joined).items():
+            # The scale travels in B, not in the interceptor, which a jitted `apply` would not notice changing.
+            joined |= {(*path, A): a, (*path, B): b * (alpha / a.shape[-1])}
+        with nn.intercept_methods(_add_low_rank):
+            return apply(unflatten_dict(joined), *args, **kwargs)
 
     return adapted
+
+
+def _add_low_rank(call, args, kwargs, context):
+    out, layer = call(*args, **kwargs), context.module
+    if context.method_name != "__call__" or not layer.has_variable("params", A):
+        return out
+    if not isinstance(layer, nn.Dense):
+        raise InputError(f"LoRA: {'/'.join(layer.path)} is a {type(layer).__name__}, adapters are for dense layers")
+    a, b = (layer.get_variable("params", name).astype(out.dtype) for name in (A, B))
+    return out + args[0].astype(out.dtype) @ a @ b
 
 
 def merge(params: PyTree, lora: PyTree, alpha: float) -> PyTree:
     """Parameters whose kernels are W + (alpha/rank) A B, summed in float32 and kept in W's dtype."""
     flat = flatten_dict(params)
-    for path, (a, b) in _pairs(lora).items():
+    for path, (a, b) in _pairs(lora, flat).items():
         kernel = flat[*path, KERNEL]
         update = (alpha / a.shape[-1]) * (a.astype(jnp.float32) @ b.astype(jnp.float32))
         flat[*path, KERNEL] = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
     return unflatten_dict(flat)
 
 
-def _adds_low_rank(alpha: float):
-    def interceptor(call, args, kwargs, context):
-        out = call(*args, **kwargs)
-        layer = context.module
-        if not isinstance(layer, nn.Dense) or context.method_name != "__call__" or not layer.has_variable("params", A):
-            return out
-        a, b = (layer.get_variable("params", name).astype(out.dtype) for name in (A, B))
-        return out + (alpha / a.shape[-1]) * (args[0].astype(out.dtype) @ a @ b)
+def save(
+    path: str | os.PathLike, lora: PyTree, alpha: float, table: Sequence[Rule], *, prefix: str, dtype: Any = None
+) -> None:
+    """Writes the adapters as diffusers' `load_lora_weights` and peft read them.
 
-    return interceptor
+    The scale alpha/rank is multiplied into B: readers that are given no alpha take it to be the rank.
+
+    Args:
+      path: a `.safetensors` file; diffusers' own name for it is `pytorch_lora_weights.safetensors`.
+      table: of weight names of the model.
+      prefix: the adapted part of the pipeline, `transformer` for Z-Image and `unet` for SDXL.
+      dtype: of the file; None: as in `lora`.
+    """
+    pairs = _pairs(lora)
+    factors = {
+        "lora_A": {path: a for path, (a, _) in pairs.items()},
+        "lora_B": {path: b * (alpha / b.shape[-2]) for path, (_, b) in pairs.items()},
+    }
+    tensors = {}
+    for name, factor in factors.items():
+        kernels = unflatten_dict({(*path, KERNEL): leaf for path, leaf in factor.items()})
+        for key, tensor in to_torch(kernels, table, dtype=dtype).items():
+            tensors[f"{prefix}.{key.removesuffix('weight')}{name}.weight"] = tensor
+    write_safetensors(path, tensors)
 
 
-def _pairs(lora: PyTree) -> Mapping[tuple[str, ...], tuple[Array, Array]]:
+def _pairs(lora: PyTree, params: Mapping | None = None) -> dict[tuple[str, ...], tuple[Array, Array]]:
+    """{layer path: (A, B)}; with flat `params`, checked against their kernels."""
     flat = flatten_dict(lora)
-    return {path[:-1]: (flat[path], flat[*path[:-1], B]) for path in flat if path[-1] == A}
-
-
-def _examples(kernels: Mapping) -> str:
-    paths = ["/".join(path) for path in kernels]
-    return ", ".join(paths[:: max(1, len(paths) // 3)][:3])
+    pairs = {path[:-1]: (flat[path], flat[*path[:-1], B]) for path in flat if path[-1] == A}
+    for path, (a, b) in pairs.items() if params is not None else ():
+        kernel = params.get((*path, KERNEL))
+        if kernel is None or kernel.shape != (*a.shape[:-1], b.shape[-1]):
+            size = f"{a.shape[-2]} to {b.shape[-1]}"
+            raise InputError(f"LoRA: adapter {'/'.join(path)} ({size}) does not fit the base: was it made for another?")
+    return pairs
