@@ -19,7 +19,6 @@ Facts that are easy to get wrong, and that the parity tests hold fast:
 """
 
 import functools
-import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ from flax import linen as nn
 
 from didr_jax.models.attention import attend
 from didr_jax.models.rotary import rotary_table, rotate_pairs
+from didr_jax.models.sinusoid import sinusoid
 from didr_jax.models.zimage_config import TIME_WIDTH, ZImageConfig
 from didr_jax.types import Array, InputError
 
@@ -60,7 +60,7 @@ def positions(config: ZImageConfig, caption_length: Array, rows: int, cols: int,
 
 
 class TimeEmbedding(nn.Module):
-    """t [b] -> [b, time_dim]: [cos, sin] of t·t_scale at 128 frequencies, then a two-layer perceptron."""
+    """t [b] -> [b, time_dim]: cosines and sines of t·t_scale at 128 frequencies, then a two-layer perceptron."""
 
     config: ZImageConfig
     dtype: Any = jnp.float32
@@ -68,12 +68,7 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, t: Array) -> Array:
-        half = TIME_WIDTH // 2
-        # The exponent is rounded to float32 first, as in torch: angles reach 1000, so one bit here shows.
-        exponents = -math.log(10000.0) * np.arange(half, dtype=np.float32) / half
-        frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
-        angles = (t.astype(jnp.float32) * self.config.t_scale)[:, None] * frequencies
-        wave = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        wave = sinusoid(t * self.config.t_scale, TIME_WIDTH)
         types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         hidden = nn.silu(nn.Dense(1024, **types, name="linear_1")(wave))
         return nn.Dense(self.config.time_dim, **types, name="linear_2")(hidden)

@@ -133,7 +133,7 @@ def test_options_change_nothing(tmp_path):
         return jax.jit(jax.grad(loss))(both.params)
 
     want, again = grad(), grad(remat=True, unroll=True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max()), again, want)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()), again, want)
     out = both.model.clone(dtype=jnp.bfloat16).apply({"params": both.params}, x, both.args[1], text)
     assert out.dtype == jnp.bfloat16
     assert_close(out.astype(jnp.float32), both.out, rel=0.05)

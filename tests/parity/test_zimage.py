@@ -124,6 +124,18 @@ def test_layer_by_layer(pairs, name):
         assert_close(np.asarray(got)[keep], want.numpy()[keep], what=name)
 
 
+def test_bfloat16(pairs):
+    """Half precision throughout is the same function, roughly."""
+    _, config, params = pairs["deep"]
+    inputs = draw(config, (8, 8), (5, 33, 96))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    model = ZImageTransformer(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    out = jax.jit(model.apply)({"params": half}, *inputs)
+    assert out.dtype == jnp.bfloat16
+    full = jax.jit(ZImageTransformer(config).apply)({"params": params}, *inputs)
+    assert_close(out.astype(jnp.float32), full, rel=0.1)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_diffusers_loads_what_we_write(pairs, name, tmp_path):
     oracle, config, params = pairs[name]
