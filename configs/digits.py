@@ -6,6 +6,7 @@ Other methods: --config.align.objective=dipp; stronger reward: --config.align.be
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from didr_jax.config import base, fit, game
 
@@ -42,6 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.samples = 2000  # images per model
+    config.eval.target_beta = config_dict.placeholder(float)  # beta of the target law p*; None: align.beta
     config.eval.seed = 1234  # of the evaluation's noise
     config.eval.reference_steps = 30  # solver steps of the multi-step reference
     config.eval.grid_rows = 10  # rows of ten digits in the pictures

@@ -39,7 +39,11 @@ def _parse(argv: list[str]) -> list[str]:
         raise InputError(_explain(argv, error)) from None
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-    if _CONFIG.value is None:
+    try:
+        missing = _CONFIG.value is None or _CONFIG.value.recipe is None
+    except OSError as error:  # ml_collections keeps a failed import until the config is first read
+        raise InputError(f"--config: {' '.join(str(error.__cause__ or error).split())}") from None
+    if missing:
         raise InputError("--config is missing; for example --config=configs/digits.py")
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name a directory for checkpoints, logs and pictures")

@@ -170,13 +170,13 @@ def _validate_game(name: str, stage, schedule: Schedule) -> None:
 
 
 def flatten(config) -> dict:
-    """`{"a.b": value}` of a nested config, tuples as lists, as JSON would read it back."""
+    """`{"a.b": value}` of a nested config, as JSON would read it back (tuples as lists)."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, (ml_collections.ConfigDict, dict)):
             flat |= {f"{key}.{k}": v for k, v in flatten(value).items()}
         else:
-            flat[key] = list(value) if isinstance(value, tuple) else value
+            flat[key] = json.loads(json.dumps(value))
     return flat
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from didr_jax.checkpoint import Checkpoints, abstract
 from didr_jax.metrics import Progress, RunLog
-from didr_jax.types import PyTree
+from didr_jax.types import InputError, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,13 @@ class Recipe:
 
     Attributes:
       stages: name -> builder `(products of earlier stages) -> Stage`.
+      figures: `products -> {name: value}` of the generator that `align` left.
       evaluate: `(products, workdir, log) -> None`; writes summary.json and pictures.
       sample: `(products, workdir, log) -> None`; writes samples of the trained generator.
     """
 
     stages: dict[str, Callable[[dict[str, PyTree]], Stage]]
+    figures: Callable[[dict[str, PyTree]], dict[str, float]]
     evaluate: Callable[[dict[str, PyTree], str, RunLog], None]
     sample: Callable[[dict[str, PyTree], str, RunLog], None]
 
@@ -104,7 +106,7 @@ def load_products(recipe: Recipe, config, workdir: str) -> dict[str, PyTree]:
     """The products of all stages of a finished run.
 
     Raises:
-      FileNotFoundError: naming the first stage that is not finished.
+      InputError: naming the first stage that is not finished.
     """
     products = {}
     for name in config.stages:
@@ -112,7 +114,8 @@ def load_products(recipe: Recipe, config, workdir: str) -> dict[str, PyTree]:
         saves = Checkpoints(os.path.join(workdir, "checkpoints", name), config.checkpoint.keep)
         latest = saves.latest()
         if latest != stage.steps:
-            raise FileNotFoundError(f"stage {name!r} of {workdir} is not finished (at step {latest or 0} of {stage.steps})")
+            at = f"at step {latest or 0} of {stage.steps}"
+            raise InputError(f"--workdir={workdir}: stage {name!r} is not finished ({at}); run --mode=train first")
         products[name] = stage.product(saves.restore(latest, abstract(stage.init)))
         saves.close()
     return products

@@ -20,7 +20,7 @@ from didr_jax.models.dit import MLP, DiT
 from didr_jax.objectives import denoising_loss
 from didr_jax.recipes import digits_data
 from didr_jax.recipes.digits_data import NUM_CLASSES
-from didr_jax.recipes.digits_report import Models, evaluate, sample
+from didr_jax.recipes.digits_report import Models, evaluate, figures, sample
 from didr_jax.stages import fit_stage, game_stage
 from didr_jax.step import Roles
 from didr_jax.train import Recipe
@@ -125,6 +125,7 @@ def digits(config) -> Recipe:
             "distill": distill,
             "align": align,
         },
+        figures=lambda products: figures(models, products, config),
         evaluate=lambda products, workdir, log: evaluate(models, products, config, workdir, log),
         sample=lambda products, workdir, log: sample(models, products, config, workdir, log),
     )  # fmt: skip

@@ -121,9 +121,16 @@ def _spread(features: np.ndarray, weights: np.ndarray) -> float:
     return float(weights @ distance @ weights / (1 - np.sum(weights**2)))
 
 
+def figures(models: Models, products: dict, config) -> dict[str, float]:
+    """The aligned generator's row."""
+    judge = Judge(models, products, config.eval.target_beta or config.align.beta)
+    images = one_step(models, products["align"]["generator"], config, config.eval.samples)
+    return judge.figures(images, _conditions(len(images))["label"])
+
+
 def evaluate(models: Models, products: dict, config, workdir: str, log: RunLog) -> None:
     """summary.json, the grids before and after for the same noise, and the curves."""
-    judge = Judge(models, products, config.align.beta)
+    judge = Judge(models, products, config.eval.target_beta or config.align.beta)
     n = config.eval.samples
     labels = np.asarray(_conditions(n)["label"])
     made = {

@@ -36,7 +36,7 @@ def mixture(config) -> Recipe:
     reward = closed_form.QuadraticReward(
         jnp.asarray(config.reward.slope), config.reward.curvature, jnp.asarray(config.reward.center)
     )
-    target = reference.tilt(reward, config.align.beta)
+    target = reference.tilt(reward, config.eval.target_beta or config.align.beta)
     network = PointNet(config.network.width, config.network.depth)
     exact = reference.denoiser(schedule)
 
@@ -94,6 +94,11 @@ def mixture(config) -> Recipe:
         scatter(os.path.join(workdir, "samples.png"), clouds)
         curves(workdir)
 
+    def figures(products) -> dict[str, float]:
+        n = config.eval.samples
+        truth = np.asarray(target.sample(jax.random.key(config.eval.seed + 1), n))
+        return _figures(samples(products, "align", n), truth, reference, reward)
+
     def sample(products, workdir: str, log: RunLog) -> None:
         path = os.path.join(workdir, "samples.npy")
         np.save(path, samples(products, "align", config.sample.num))
@@ -124,6 +129,7 @@ def mixture(config) -> Recipe:
             "distill": game("distill", with_reward=False),
             "align": game("align", with_reward=True),
         },
+        figures=figures,
         evaluate=evaluate,
         sample=sample,
     )
