@@ -60,7 +60,7 @@ def init(key: PRNGKey, params: PyTree, patterns: Iterable[str], rank: int, dtype
     for i, path in enumerate(sorted(chosen)):
         *stack, features_in, features_out = kernels[path]
         if len(stack) > 1:
-            raise InputError(f"LoRA: {'/'.join(path)} is a convolution, adapters are for dense layers: narrow the patterns")
+            raise InputError(f"LoRA: {'/'.join(path)} is a convolution, which has no adapter; narrow the patterns")
         bound = features_in**-0.5
         shape = (*stack, features_in, rank)
         lora[*path, A] = jax.random.uniform(jax.random.fold_in(key, i), shape, dtype, -bound, bound)

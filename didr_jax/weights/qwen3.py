@@ -5,7 +5,7 @@ from didr_jax.weights.engine import Rule, embedding, ignore, layer, norm
 
 
 def qwen3_table(config: Qwen3Config, hidden_state: int = -2) -> list[Rule]:
-    """Rules for `weights.engine`; what `models.qwen3.Qwen3(hidden_state=…)` does not use is passed over on reading."""
+    """Rules for `weights.engine`; what `Qwen3(hidden_state=…)` does not use is passed over on reading."""
     layers = config.num_hidden_layers
     used = layers + 1 + hidden_state
     rules = [*ignore("lm_head.weight")]
