@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 torch.set_num_threads(2)
+QUICK = {"xla_backend_optimization_level": 0}  # for jax.jit(compiler_options=): each program runs once
 
 
 def randomise(module, seed=0):

@@ -23,7 +23,7 @@ from didr_jax.models.unet_config import UNetConfig  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.engine import read_tensors, to_flax, to_torch, write_safetensors  # noqa: E402
 from didr_jax.weights.unet import unet_table  # noqa: E402
-from tests.parity.oracle import assert_close, captured, nchw, nhwc, randomise, record  # noqa: E402
+from tests.parity.oracle import QUICK, assert_close, captured, nchw, nhwc, randomise, record  # noqa: E402
 
 THEIRS = (
     ResnetBlock2D, Transformer2DModel, Downsample2D, Upsample2D, TimestepEmbedding, blocks.DownBlock2D,
@@ -32,15 +32,16 @@ THEIRS = (
 OURS = (ResnetBlock, Transformer2D, Downsample, Upsample, EmbeddingMLP, DownBlock, UpBlock, MidBlock)
 
 SDXL = dict(
-    block_out_channels=(8, 16, 24), layers_per_block=2, transformer_layers_per_block=(1, 2, 3),
+    block_out_channels=(8, 16, 24), layers_per_block=1, transformer_layers_per_block=(1, 2, 3),
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     attention_head_dim=(1, 2, 3), cross_attention_dim=12, use_linear_projection=True, norm_num_groups=4,
     addition_embed_type="text_time", addition_time_embed_dim=6, projection_class_embeddings_input_dim=6 * 6 + 10,
 )  # fmt: skip
 SD15 = dict(
-    block_out_channels=(8, 8, 16, 16), layers_per_block=1, attention_head_dim=4, cross_attention_dim=20,
-    norm_num_groups=2,
+    block_out_channels=(8, 8, 16), layers_per_block=1, attention_head_dim=4, cross_attention_dim=20, norm_num_groups=2,
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
 )  # fmt: skip
 UNEVEN = dict(  # what the published ones do not vary
     in_channels=9, out_channels=3, block_out_channels=(6, 12), layers_per_block=(1, 2), norm_eps=1e-3,
@@ -77,7 +78,7 @@ def run_both(name, folder):
         out, state = model.apply({"params": params}, x, t, text, added, capture_intermediates=keep, mutable="intermediates")
         return (out * probe).sum(), (out, captured(state["intermediates"]))
 
-    (_, (out, inner)), grad = jax.jit(jax.value_and_grad(probed, has_aux=True))(x)
+    (_, (out, inner)), grad = jax.jit(jax.value_and_grad(probed, has_aux=True), compiler_options=QUICK)(x)
 
     seen = record(theirs, THEIRS)
     x_torch = nchw(x).requires_grad_()
@@ -85,7 +86,7 @@ def run_both(name, folder):
     want = theirs(x_torch, torch.from_numpy(t), torch.from_numpy(text), added_cond_kwargs=added_torch).sample
     (want * nchw(probe)).sum().backward()
     return types.SimpleNamespace(
-        model=model, table=table, params=params, args=(x, t, text, added), folder=folder, raw=raw,
+        name=name, model=model, table=table, params=params, args=(x, t, text, added), folder=folder, raw=raw,
         out=out, inner=inner, grad=grad, want=nhwc(want), seen=seen, want_grad=nhwc(x_torch.grad), theirs=theirs,
     )  # fmt: skip
 
@@ -122,19 +123,20 @@ def test_diffusers_loads_what_we_write(both, tmp_path):
     assert_close(nhwc(out), both.want, rel=1e-6)
 
 
-def test_options_change_nothing(tmp_path):
+def test_options_change_nothing(both):
     """Rematerialised, unrolled, a scalar integer timestep: the same gradient; bf16: nearly so."""
-    both = run_both("uneven", tmp_path)
+    if both.name != "uneven":
+        pytest.skip("one architecture is enough")
     x, _, text, _ = both.args
 
     def grad(**options):
         model = both.model.clone(**options)
         loss = lambda p: (model.apply({"params": p}, x, jnp.int32(399), text).astype(jnp.float32) ** 2).mean()
-        return jax.jit(jax.grad(loss))(both.params)
+        return jax.jit(jax.grad(loss), compiler_options=QUICK)(both.params)
 
     want, again = grad(), grad(remat=True, unroll=True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max()), again, want)
-    out = both.model.clone(dtype=jnp.bfloat16).apply({"params": both.params}, x, both.args[1], text)
+    jax.tree.map(lambda a, b: assert_close(a, b, rel=2e-4), again, want)
+    out = jax.jit(both.model.clone(dtype=jnp.bfloat16).apply, compiler_options=QUICK)({"params": both.params}, x, both.args[1], text)
     assert out.dtype == jnp.bfloat16
     assert_close(out.astype(jnp.float32), both.out, rel=0.05)
 
@@ -174,10 +176,10 @@ def test_refusals(tmp_path):
     assert all(s in str(e.value) for s in ("class_embed_type='timestep'", "act_fn='mish'", "brand_new (unknown)"))
     assert "_diffusers_version" not in str(e.value)
     with pytest.raises(InputError, match="SimpleCrossAttnDownBlock2D"):
-        UNetConfig.from_json(dict(SD15, down_block_types=["SimpleCrossAttnDownBlock2D"] * 4))
+        UNetConfig.from_json(dict(SD15, down_block_types=["SimpleCrossAttnDownBlock2D"] * 3))
     with pytest.raises(InputError, match="describes a PriorTransformer"):
         UNetConfig.from_json({"_class_name": "PriorTransformer"})
-    with pytest.raises(InputError, match="attention_head_dim lists 2 values for 4 blocks"):
+    with pytest.raises(InputError, match="attention_head_dim lists 2 values for 3 blocks"):
         UNetConfig.from_json(dict(SD15, attention_head_dim=[1, 2]))
     model = UNet(UNetConfig.from_json(SDXL))
     with pytest.raises(InputError, match="added_cond"):
