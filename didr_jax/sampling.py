@@ -13,7 +13,8 @@ sampling.  After the last step x̂0 itself is returned; K = 1 is Tweedie's formu
 
 The loop is a `lax.scan` whose body is rematerialised, so that the memory of its gradient holds one
 step's activations and K copies of x, whatever K is.  XLA on the CPU runs convolutions inside a while
-loop many times slower than outside: pass `unroll=True` there.
+loop many times slower than outside: pass `unroll=True` there.  (Laid out flat, XLA on the CPU merges the
+recomputation with the first computation, so that memory grows with K again.)
 """
 
 import jax
@@ -76,9 +77,10 @@ def denoise(
     if stochastic and key is None and num_steps > 1:
         raise ValueError("denoise: stochasticity > 0 needs a key")
 
-    x0 = denoiser(x_t, t) if x0_hat is None else x0_hat
     if num_steps == 1:
-        return x0
+        return denoiser(x_t, t) if x0_hat is None else x0_hat
+    evaluate = jax.checkpoint(denoiser) if remat else denoiser
+    x0 = evaluate(x_t, t) if x0_hat is None else x0_hat
 
     times = schedule.grid(t, num_steps)
 

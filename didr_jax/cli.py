@@ -1,0 +1,105 @@
+"""The command line: flags, modes, and one clear line for anything that cannot be used."""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from didr_jax import recipes
+from didr_jax.config import claim_workdir, flatten, nearest, validate
+from didr_jax.metrics import RunLog
+from didr_jax.train import load_products, train
+from didr_jax.types import InputError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
+_MODE = flags.DEFINE_string("mode", "train", "train | sample | eval")
+
+
+def _train(recipe, config, workdir: str, log: RunLog) -> None:
+    recipe.evaluate(train(recipe, config, workdir, log), workdir, log)
+
+
+def _sample(recipe, config, workdir: str, log: RunLog) -> None:
+    recipe.sample(load_products(recipe, config, workdir), workdir, log)
+
+
+def _evaluate(recipe, config, workdir: str, log: RunLog) -> None:
+    recipe.evaluate(load_products(recipe, config, workdir), workdir, log)
+
+
+MODES = {"train": _train, "sample": _sample, "eval": _evaluate}
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's flag parsing, with an unknown config key reported beside the nearest valid ones."""
+    try:
+        rest = flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+        raise InputError(_explain(argv, error)) from None
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    try:
+        missing = _CONFIG.value is None or _CONFIG.value.recipe is None
+    except OSError as error:  # ml_collections keeps a failed import until the config is first read
+        raise InputError(f"--config: {' '.join(str(error.__cause__ or error).split())}") from None
+    if missing:
+        raise InputError("--config is missing; for example --config=configs/digits.py")
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing; name a directory for checkpoints, logs and pictures")
+    if _MODE.value not in MODES:
+        raise InputError(f"--mode={_MODE.value} is not known; {nearest(_MODE.value, MODES)}")
+    return rest
+
+
+def _explain(argv: list[str], error: Exception) -> str:
+    """One line for what absl or ml_collections could not parse."""
+    prefix = "--config."
+    try:
+        path = next(a.split("=", 1)[1] for a in argv if a.startswith("--config="))
+        known = flatten(_load(path))
+    except Exception:
+        known = {}
+    for argument in argv[1:]:
+        key = argument.split("=", 1)[0]
+        if known and key.startswith(prefix) and key[len(prefix) :] not in known:
+            return f"{key} is not a config key; {nearest(key[len(prefix):], known)}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _load(path: str):
+    spec = {}
+    with open(path) as file:
+        exec(compile(file.read(), path, "exec"), spec)
+    return spec["get_config"]()
+
+
+def _run(_argv: list[str]) -> None:
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    logging.set_verbosity(logging.WARNING)  # orbax narrates every save
+    try:
+        validate(config)
+        recipe = recipes.build(config)
+        claim_workdir(config, workdir)
+        log = RunLog(workdir, config.log.tensorboard)
+        MODES[_MODE.value](recipe, config, workdir, log)
+        log.close()
+    except InputError as error:
+        _refuse(error)
+
+
+def _refuse(error: InputError) -> None:
+    print(f"didr_jax: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main() -> None:
+    """Entry point of run.py."""
+
+    def parse(argv):
+        try:
+            return _parse(argv)
+        except InputError as error:
+            _refuse(error)
+
+    app.run(_run, flags_parser=parse)

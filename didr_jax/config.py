@@ -1,0 +1,217 @@
+"""Every knob that recipes share, once, with its meaning and unit; and the checks made before work starts.
+
+A recipe file in `configs/` calls `base()`, sets what differs and adds the knobs of its own data and
+networks.  Values marked [ours] have no published counterpart.
+"""
+
+import difflib
+import json
+import os
+
+import ml_collections
+from ml_collections import config_dict
+
+from didr_jax.diffused_reward import ESTIMATORS
+from didr_jax.diffusion import PREDICTIONS
+from didr_jax.objectives import OBJECTIVES, WEIGHTINGS
+from didr_jax.optim import OPTIMIZERS
+from didr_jax.schedules import SCHEDULES, Schedule
+from didr_jax.types import InputError
+
+
+def _section(**knobs) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(knobs)
+
+
+def optimizer(lr: float) -> ml_collections.ConfigDict:
+    """The knobs of one optimiser."""
+    return _section(
+        name="adamw",  # adamw | adafactor | lion | sgd
+        lr=lr,  # peak learning rate
+        warmup=50,  # updates of linear warm-up
+        decay=False,  # cosine decay to zero at the stage's last update, instead of constant
+        b1=0.9,  # decay of the first moment; momentum of sgd and adafactor (0: none)
+        b2=0.999,  # decay of the second moment
+        eps=1e-8,  # added to the root of the second moment
+        weight_decay=0.0,  # decoupled weight decay
+        clip=10.0,  # global gradient norm above which a gradient is scaled down
+    )
+
+
+def fit(steps: int, lr: float, batch_size: int = 128) -> ml_collections.ConfigDict:
+    """The knobs of a stage that fits one network to data."""
+    return _section(
+        steps=steps,  # updates
+        batch_size=batch_size,  # samples per update, over all devices
+        ema=0.999,  # decay of the parameters' moving average, which is what later stages use
+        optimizer=optimizer(lr),
+    )
+
+
+def game(steps: int, lr: float, batch_size: int = 64) -> ml_collections.ConfigDict:
+    """The knobs of a stage that trains a generator against its online (TA) score network."""
+    return _section(
+        objective="didr",  # di | dmd2 | didr | dipp | sim | distar | refl (didr_jax.objectives)
+        steps=steps,  # generator updates
+        batch_size=batch_size,  # samples per update of either network, over all devices
+        ta_updates=5,  # TA updates before each generator update (DMD2)
+        guidance=1.0,  # classifier-free guidance scale w on the reference; 1 turns it off
+        weighting="dmd2",  # w' of the score gap: dmd2 | x0 | ikl
+        generator_t_min=0.02,  # range of the diffusion time in the generator's update (DMD2)
+        generator_t_max=0.98,
+        ta_t_min=0.001,  # range of the diffusion time in the TA's update
+        ta_t_max=0.999,
+        ta_weighting="v",  # prediction in whose units the TA's loss is measured: eps | v | velocity | x0
+        ema=0.995,  # decay of the generator's moving average, which is what is evaluated [ours]
+        # the reward's part
+        beta=1.0,  # temperature of the tilt p_ref exp(r/beta), in units of the reward; small is strong
+        estimator="drp",  # estimator of the diffused reward score (didr_jax.diffused_reward)
+        num_steps=1,  # K: denoiser evaluations per short denoising
+        num_samples=1,  # N: short denoisings per estimate, for the estimators that sample
+        stochasticity=1.0,  # eta of their denoising: 0 deterministic, 1 ancestral
+        trust_radius=config_dict.placeholder(float),  # largest L2 norm of the tilt per sample, in x0 units; None: no limit
+        huber=1e-3,  # c of the pseudo-Huber distance of sim and distar, in x0 units
+        generator_optimizer=optimizer(lr),
+        ta_optimizer=optimizer(lr),
+    )
+
+
+def base() -> ml_collections.ConfigDict:
+    """The knobs that every recipe has."""
+    return _section(
+        recipe="",  # key of didr_jax.recipes.RECIPES: which data and networks
+        seed=0,  # of everything random
+        stages=(),  # names of the stages, in order; a finished one is never redone
+        schedule=_section(
+            name="cosine",  # cosine | ddpm | rectified_flow
+        ),
+        unroll=False,  # lay inner loops out flat: set where convolutions run on a CPU
+        align=game(steps=500, lr=1e-4),
+        log=_section(
+            every=50,  # steps between lines of metrics.jsonl and of the screen
+            tensorboard=False,  # write TensorBoard event files beside metrics.jsonl
+        ),
+        checkpoint=_section(
+            every=100,  # steps between saves
+            keep=2,  # how many saves of the running stage are kept
+        ),
+    )
+
+
+# What may change between a run and its resumption: these do not touch what is trained.
+RESUMABLE = ("log", "checkpoint", "eval", "sample")
+
+
+def nearest(name: str, known) -> str:
+    """` Did you mean a, b?`, or the list of what is known."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def require_choice(where: str, value: str, known) -> None:
+    if value not in known:
+        raise InputError(f"config.{where} = {value!r} is not known; {nearest(value, known)}")
+
+
+def _require(ok: bool, where: str, value, rule: str) -> None:
+    if not ok:
+        raise InputError(f"config.{where} = {value!r}: {rule}")
+
+
+def make_schedule(config) -> Schedule:
+    """The schedule of a config; its further knobs are the schedule's own arguments."""
+    require_choice("schedule.name", config.schedule.name, SCHEDULES)
+    arguments = {k: v for k, v in config.schedule.items() if k != "name"}
+    try:
+        return SCHEDULES[config.schedule.name](**arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config.schedule: {error}") from None
+
+
+def validate(config) -> None:
+    """Raises InputError, naming the key, for any value that would fail or mislead later."""
+    schedule = make_schedule(config)
+    _require(len(config.stages) > 0, "stages", config.stages, "name at least one stage")
+    _require(config.log.every >= 1, "log.every", config.log.every, "must be at least 1")
+    _require(config.checkpoint.every >= 1, "checkpoint.every", config.checkpoint.every, "must be at least 1")
+    _require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "must be at least 1")
+    for name in config.stages:
+        _require(name in config, "stages", config.stages, f"config has no section {name!r}")
+        stage = config[name]
+        _require(stage.steps >= 1, f"{name}.steps", stage.steps, "must be at least 1")
+        _require(stage.batch_size >= 1, f"{name}.batch_size", stage.batch_size, "must be at least 1")
+        if "objective" in stage:
+            _validate_game(name, stage, schedule)
+        for part in ("optimizer", "generator_optimizer", "ta_optimizer"):
+            if part in stage:
+                require_choice(f"{name}.{part}.name", stage[part].name, OPTIMIZERS)
+                _require(stage[part].lr > 0, f"{name}.{part}.lr", stage[part].lr, "must be positive")
+
+
+def _validate_game(name: str, stage, schedule: Schedule) -> None:
+    require_choice(f"{name}.objective", stage.objective, OBJECTIVES)
+    require_choice(f"{name}.estimator", stage.estimator, ESTIMATORS)
+    require_choice(f"{name}.weighting", stage.weighting, WEIGHTINGS)
+    require_choice(f"{name}.ta_weighting", stage.ta_weighting, PREDICTIONS)
+    _require(stage.beta > 0, f"{name}.beta", stage.beta, "the temperature of the tilt must be positive")
+    _require(stage.num_steps >= 1, f"{name}.num_steps", stage.num_steps, "K must be at least 1")
+    _require(stage.num_samples >= 1, f"{name}.num_samples", stage.num_samples, "N must be at least 1")
+    _require(0 <= stage.stochasticity <= 1, f"{name}.stochasticity", stage.stochasticity, "must lie in [0, 1]")
+    _require(stage.ta_updates >= 1, f"{name}.ta_updates", stage.ta_updates, "must be at least 1")
+    if stage.trust_radius is not None:
+        _require(stage.trust_radius > 0, f"{name}.trust_radius", stage.trust_radius, "must be positive, or None")
+    for who in ("generator", "ta"):
+        low, high = stage[f"{who}_t_min"], stage[f"{who}_t_max"]
+        inside = schedule.t_min <= low < high <= schedule.t_max
+        rule = f"need {schedule.t_min} <= t_min < t_max <= {schedule.t_max}, the times of the {schedule.name} schedule"
+        _require(inside, f"{name}.{who}_t_min, {name}.{who}_t_max", (low, high), rule)
+        clean = float(schedule.sigma(low)) <= 0
+        _require(not clean, f"{name}.{who}_t_min", low, "the schedule has no noise there, so scores are undefined")
+
+
+def flatten(config) -> dict:
+    """`{"a.b": value}` of a nested config, as JSON would read it back (tuples as lists)."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, (ml_collections.ConfigDict, dict)):
+            flat |= {f"{key}.{k}": v for k, v in flatten(value).items()}
+        else:
+            flat[key] = json.loads(json.dumps(value))
+    return flat
+
+
+def claim_workdir(config, workdir: str) -> None:
+    """Makes `workdir`, refuses it if it belongs to another config, and saves the resolved config in it.
+
+    Raises:
+      InputError: not writable, or trained with values that contradict `config` (all are named).
+    """
+    path = os.path.join(workdir, "config.json")
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        probe = os.path.join(workdir, ".writable")
+        with open(probe, "w") as file:
+            file.write("yes")
+        os.remove(probe)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from None
+    now = flatten(config)
+    if os.path.exists(path):
+        with open(path) as file:
+            then = flatten(json.load(file))
+        differing = [
+            f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)"
+            for key in sorted(then.keys() | now.keys())
+            if then.get(key) != now.get(key) and key.split(".")[0] not in RESUMABLE
+        ]
+        if differing:
+            raise InputError(
+                f"--workdir={workdir} was trained with another config: {'; '.join(differing)}. "
+                "Use a new workdir, or the same values"
+            )
+    temporary = path + ".tmp"
+    with open(temporary, "w") as file:
+        json.dump(config.to_dict(), file, indent=2, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

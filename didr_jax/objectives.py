@@ -1,0 +1,239 @@
+"""The Diff-Instruct family as pure functions, and the loss of the online (TA) score network.
+
+Every objective answers one question: in which direction, per sample, should the generator's clean
+output x0 move?  It returns G `[b, ...]`, the gradient of its loss with respect to x0, to be pulled
+back through the generator by the surrogate ⟨sg(G), x0⟩.  With x_t = α x0 + σ ε and denoisers
+
+    x̂_ψ   TA, the diffused generator's posterior mean,
+    x̂_r   reference, after guidance,
+    x̂*    = x̂_r + (σ²/α)·DRS, the reward-tilted reference (diffused_reward equation 2),
+
+the family is (method: arXiv 2605.24001; 2305.18455, 2405.14867, 2410.18881, 2410.16794, 2410.20898)
+
+    di       w'·(x̂_ψ − x̂_r)                                                                    (1)
+    dmd2     (1) with w' = 1/mean|x0 − x̂_r|                                                     (2)
+    didr     w'·(x̂_ψ − x̂*)                                                                     (3)
+    dipp     (1) − (1/β) ∇_{x0} r(x0)                                                           (4)
+    sim      ∇_{x0} of −w'·d'(y)ᵀ(x̂_ψ − x0),   y = x̂_ψ − x̂_r,   d'(y) = y/√(‖y‖² + c²)         (5)
+    distar   (5) − (1/β) ∇_{x0} r(x0)                                                           (6)
+    refl     −∇_{x0} r(x0)                                                                      (7)
+
+(1) is the gradient of the integral KL divergence ∫ w(t) KL(p_θ,t ‖ p_ref,t) dt when w' = w α²/σ², since
+α (s_ψ − s_r) = (α²/σ²)(x̂_ψ − x̂_r) and α = ∂x_t/∂x0.  (5) is score implicit matching in x0 units:
+(σ²/α)(s_ψ(x_t) − ∇ log q(x_t|x0)) = x̂_ψ − x0; its gradient flows through x_t into both networks'
+inputs, never into their parameters, and through w' not at all.
+"""
+
+import dataclasses
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+
+from didr_jax.diffused_reward import ESTIMATORS, diffused_reward_score
+from didr_jax.diffusion import add_noise, per_sample, prediction_weight, signal_and_noise
+from didr_jax.schedules import Schedule
+from didr_jax.types import Array, Denoiser, PRNGKey, Reward
+
+# x̂_r guided, from (x_t, t, x̂_c): the conditional prediction is computed once, by the caller
+Guidance = Callable[[Array, Array, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Nets:
+    """What an objective may call; conditions and parameters are closed over.
+
+    Attributes:
+      schedule: the noise schedule that all networks share.
+      ta: the online score network's denoiser.
+      reference: the frozen reference's conditional denoiser.
+      guidance: turns x̂_c into the guided x̂_r; None for none.
+      reward: `x0 -> r [b]`; None turns the reward off in every objective.
+    """
+
+    schedule: Schedule
+    ta: Denoiser
+    reference: Denoiser
+    guidance: Guidance | None = None
+    reward: Reward | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The knobs of the objectives; `configs/` states each with its meaning."""
+
+    weighting: str = "dmd2"
+    beta: float = 1.0
+    estimator: str = "drp"
+    num_steps: int = 1
+    num_samples: int = 1
+    stochasticity: float = 1.0
+    trust_radius: float | None = None
+    huber: float = 1e-3
+    unroll: bool = False
+
+
+# w'(x0, x̂_r, α, σ), constant with respect to everything
+WEIGHTINGS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
+    "dmd2": lambda x0, x_r, α, σ: 1 / jnp.maximum(_mean(jnp.abs(x0 - x_r)), 1e-6),
+    "x0": lambda x0, x_r, α, σ: jnp.ones_like(α),
+    "ikl": lambda x0, x_r, α, σ: α**2 / σ**2,
+}
+
+
+def _mean(x: Array) -> Array:
+    return jnp.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True)
+
+
+def _square(x: Array) -> Array:
+    """‖x‖² per sample, `[b]`."""
+    return jnp.sum(x**2, axis=tuple(range(1, x.ndim)))
+
+
+def _norm(x: Array) -> Array:
+    return jnp.sqrt(_square(x))
+
+
+def _weight(name: str, nets: Nets, x0: Array, x_r: Array, t: Array) -> Array:
+    α, σ = signal_and_noise(nets.schedule, t, x0)
+    return jax.lax.stop_gradient(WEIGHTINGS[name](x0, x_r, α, σ))
+
+
+def _reward_gradient(nets: Nets, x0: Array) -> Array:
+    return jax.grad(lambda x: jnp.sum(nets.reward(x)))(x0)
+
+
+def _guided(nets: Nets, x_t: Array, t: Array, x_c: Array) -> Array:
+    return x_c if nets.guidance is None else nets.guidance(x_t, t, x_c)
+
+
+def di(x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Nets, settings: Settings) -> tuple[Array, dict]:
+    """Diff-Instruct, equation (1).  All objectives share this signature.
+
+    Args:
+      x0: the generator's clean samples `[b, ...]`.
+      noise: ε, of the same shape.
+      t: diffusion times `[b]`.
+      key: randomness for stochastic estimators; unused here.
+      nets: the networks and the reward.
+      settings: the knobs.
+
+    Returns:
+      G `[b, ...]`, and per-sample diagnostics `{name: [b]}`.
+    """
+    x_t = add_noise(nets.schedule, x0, noise, t)
+    x_r = _guided(nets, x_t, t, nets.reference(x_t, t))
+    gap = nets.ta(x_t, t) - x_r
+    return _weight(settings.weighting, nets, x0, x_r, t) * gap, {"gap": _norm(gap)}
+
+
+def dmd2(x0, noise, t, key, nets, settings):
+    """Distribution matching distillation 2 without its GAN, equation (2)."""
+    return di(x0, noise, t, key, nets, dataclasses.replace(settings, weighting="dmd2"))
+
+
+def didr(x0, noise, t, key, nets, settings):
+    """Diff-Instruct with diffused reward, equation (3).
+
+    The reference's conditional prediction at x_t is computed once; with its pullback it serves the
+    target, the guidance and the estimator.  With the reward off this is `di`, to the last bit.
+    """
+    if nets.reward is None:
+        return di(x0, noise, t, key, nets, settings)
+    x_t = add_noise(nets.schedule, x0, noise, t)
+    pullback = None
+    if ESTIMATORS[settings.estimator].differentiates_denoiser:
+        x_c, vjp = jax.vjp(lambda x: nets.reference(x, t), x_t)
+        pullback = lambda cotangent: vjp(cotangent)[0]
+    else:
+        x_c = nets.reference(x_t, t)
+    drs = diffused_reward_score(
+        nets.reward, nets.reference, nets.schedule, x_t, t,
+        beta=settings.beta, estimator=settings.estimator, num_steps=settings.num_steps,
+        num_samples=settings.num_samples, key=key, stochasticity=settings.stochasticity,
+        trust_radius=settings.trust_radius, x_hat=x_c, pullback=pullback, unroll=settings.unroll,
+    )  # fmt: skip
+    α, σ = signal_and_noise(nets.schedule, t, x0)
+    tilt = σ**2 / α * drs
+    x_r = _guided(nets, x_t, t, x_c)
+    gap = nets.ta(x_t, t) - x_r
+    weight = _weight(settings.weighting, nets, x0, x_r, t)
+    return weight * (gap - tilt), {"gap": _norm(gap), "tilt": _norm(tilt)}
+
+
+def dipp(x0, noise, t, key, nets, settings):
+    """Diff-Instruct++: the reward acts on the clean sample only, equation (4)."""
+    return _with_clean_reward(di, x0, noise, t, key, nets, settings)
+
+
+def sim(x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Nets, settings: Settings) -> tuple[Array, dict]:
+    """Score implicit matching with the pseudo-Huber distance of width `settings.huber`, equation (5)."""
+
+    def loss(x0):
+        x_t = add_noise(nets.schedule, x0, noise, t)
+        x_ta, x_r = nets.ta(x_t, t), _guided(nets, x_t, t, nets.reference(x_t, t))
+        y = x_ta - x_r
+        direction = y / per_sample(jnp.sqrt(_square(y) + settings.huber**2), y)
+        weight = _weight(settings.weighting, nets, x0, x_r, t)
+        return -jnp.sum(weight * direction * (x_ta - x0)), y
+
+    gradient, y = jax.grad(loss, has_aux=True)(x0)
+    return gradient, {"gap": _norm(y)}
+
+
+def distar(x0, noise, t, key, nets, settings):
+    """Diff-Instruct*: score implicit matching with the reward on the clean sample, equation (6)."""
+    return _with_clean_reward(sim, x0, noise, t, key, nets, settings)
+
+
+def refl(x0, noise, t, key, nets, settings):
+    """Reward ascent alone, equation (7): the control that shows what reward hacking looks like."""
+    if nets.reward is None:
+        raise ValueError("refl is nothing but its reward, and the reward is off")
+    return -_reward_gradient(nets, x0), {}
+
+
+def _with_clean_reward(divergence, x0, noise, t, key, nets, settings):
+    gradient, aux = divergence(x0, noise, t, key, nets, settings)
+    if nets.reward is None:
+        return gradient, aux
+    pull = _reward_gradient(nets, x0) / settings.beta
+    return gradient - pull, aux | {"tilt": _norm(pull)}
+
+
+Objective = Callable[[Array, Array, Array, PRNGKey, Nets, Settings], tuple[Array, dict]]
+
+OBJECTIVES: dict[str, Objective] = {
+    "di": di,
+    "dmd2": dmd2,
+    "didr": didr,
+    "dipp": dipp,
+    "sim": sim,
+    "distar": distar,
+    "refl": refl,
+}
+
+
+def surrogate_loss(gradient: Array, x0: Array) -> Array:
+    """⟨sg(G), x0⟩ per sample, `[b]`: the loss whose gradient with respect to x0 is G."""
+    return jnp.sum(jax.lax.stop_gradient(gradient) * x0, axis=tuple(range(1, x0.ndim)))
+
+
+def denoising_loss(denoiser: Denoiser, schedule: Schedule, x0: Array, noise: Array, t: Array, weighting: str) -> Array:
+    """Denoising score matching per sample, `[b]`: what trains the TA and the reference.
+
+    Args:
+      denoiser: of the network that is trained.
+      schedule: noise schedule.
+      x0, noise: clean samples and ε, `[b, ...]`.
+      t: times `[b]`, with σ(t) > 0.
+      weighting: the prediction in whose units the error is measured (a key of
+        `diffusion.PREDICTIONS`): "eps" for the ε-loss of SDXL, "velocity" for flow networks, "v" is EDM's
+        weighting for data of unit variance, "x0" is none.
+
+    Returns:
+      mean over the sample's entries of ‖p̂ − p‖², p the prediction named by `weighting`.
+    """
+    x_t = add_noise(schedule, x0, noise, t)
+    error = jnp.mean((denoiser(x_t, t) - x0) ** 2, axis=tuple(range(1, x0.ndim)))
+    return prediction_weight(weighting, schedule, t) * error

@@ -1,0 +1,26 @@
+"""The recipes by name: each builds, from a config, the stages that it trains and how it is judged."""
+
+from typing import Callable
+
+from didr_jax.config import require_choice
+from didr_jax.recipes.digits import digits
+from didr_jax.recipes.mixture import mixture
+from didr_jax.train import Recipe
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "digits": digits,
+    "mixture": mixture,
+}
+
+
+def build(config) -> Recipe:
+    """The recipe of a validated config.
+
+    Raises:
+      InputError: an unknown recipe, or a stage that the recipe does not have.
+    """
+    require_choice("recipe", config.recipe, RECIPES)
+    recipe = RECIPES[config.recipe](config)
+    for name in config.stages:
+        require_choice("stages", name, recipe.stages)
+    return recipe

@@ -1,0 +1,171 @@
+"""A Gaussian mixture in the plane with a quadratic reward: everything is known in closed form.
+
+    pretrain  a small network learns the mixture's denoiser; it is where the TA starts
+    distill   the one-step generator learns the reference (no reward)
+    align     the generator learns the reward-tilted law p*
+
+The reference of `distill` and `align` is the exact posterior mean, so what the run measures is the
+objective and its estimator alone: the energy distance to p*, the reward, KL(p_θ ‖ p_ref), and the error
+of the diffused reward score against its exact value.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from didr_jax import closed_form
+from didr_jax.config import make_schedule
+from didr_jax.diffused_reward import diffused_reward_score
+from didr_jax.diffusion import add_noise, signal_and_noise, to_x0
+from didr_jax.distances import energy_distance, knn_entropy
+from didr_jax.metrics import RunLog
+from didr_jax.models.dit import PointNet
+from didr_jax.objectives import Objective, denoising_loss
+from didr_jax.reports import curves, scatter, write_summary
+from didr_jax.stages import fit_stage, game_stage
+from didr_jax.step import Roles
+from didr_jax.train import Recipe
+
+
+def mixture(config) -> Recipe:
+    """The recipe of `configs/mixture.py`; the law and the reward are `config.law` and `config.reward`."""
+    schedule = make_schedule(config)
+    reference = closed_form.GaussianMixture.of(config.law.means, config.law.std)
+    reward = closed_form.QuadraticReward(
+        jnp.asarray(config.reward.slope), config.reward.curvature, jnp.asarray(config.reward.center)
+    )
+    target = reference.tilt(reward, config.eval.target_beta or config.align.beta)
+    network = PointNet(config.network.width, config.network.depth)
+    exact = reference.denoiser(schedule)
+
+    def denoise(params, x_t, t, c):
+        return to_x0("v", network.apply({"params": params}, x_t, t), x_t, t, schedule)
+
+    def generate(params, z, c, key):
+        return config.network.spread * z + network.apply({"params": params}, z, jnp.ones(z.shape[0]))
+
+    def init_network(salt: int):
+        key = jax.random.fold_in(jax.random.key(config.seed), salt)
+        return network.init(key, jnp.zeros((1, 2)), jnp.zeros(1))["params"]
+
+    def roles(with_reward: bool) -> Roles:
+        return Roles(
+            schedule=schedule,
+            event_shape=(2,),
+            reference=lambda frozen, x_t, t, c: exact(x_t, t),
+            ta=denoise,
+            generator=generate,
+            reward=(lambda frozen, x0, c: reward(x0)) if with_reward else None,
+        )
+
+    def pretrain_loss(params, frozen, batch, key):
+        noise_key, time_key = jax.random.split(key)
+        x0 = batch["x0"]
+        t = jax.random.uniform(time_key, x0.shape[:1], minval=0.001, maxval=0.999)
+        noise = jax.random.normal(noise_key, x0.shape)
+        return denoising_loss(lambda x_t, t: denoise(params, x_t, t, None), schedule, x0, noise, t, "v"), {}
+
+    def points(rng, n):
+        means = np.asarray(config.law.means, np.float32)
+        x0 = means[rng.integers(len(means), size=n)] + config.law.std * rng.standard_normal((n, 2))
+        return {"x0": x0.astype(np.float32)}
+
+    def no_conditions(rng, n):
+        return {"none": np.zeros(n, np.float32)}
+
+    def samples(products, stage: str, n: int) -> np.ndarray:
+        z = jax.random.normal(jax.random.key(config.eval.seed), (n, 2))
+        return np.asarray(jax.jit(generate)(products[stage]["generator"], z, None, None))
+
+    def evaluate(products, workdir: str, log: RunLog) -> None:
+        n = config.eval.samples
+        keys = jax.random.split(jax.random.key(config.eval.seed + 1), 3)
+        truth = np.asarray(target.sample(keys[0], n))
+        clouds = {
+            "reference": np.asarray(reference.sample(keys[1], n)),
+            "one-step initial": samples(products, "distill", n),
+            config.align.objective: samples(products, "align", n),
+            "tilted law p*": np.asarray(target.sample(keys[2], n)),
+        }
+        rows = {name: _figures(cloud, truth, reference, reward) for name, cloud in clouds.items()}
+        write_summary(workdir, rows, log)
+        scatter(os.path.join(workdir, "samples.png"), clouds)
+        curves(workdir)
+
+    def figures(products) -> dict[str, float]:
+        n = config.eval.samples
+        truth = np.asarray(target.sample(jax.random.key(config.eval.seed + 1), n))
+        return _figures(samples(products, "align", n), truth, reference, reward)
+
+    def sample(products, workdir: str, log: RunLog) -> None:
+        path = os.path.join(workdir, "samples.npy")
+        np.save(path, samples(products, "align", config.sample.num))
+        log.say(f"wrote {path}")
+
+    def game(name: str, with_reward: bool):
+        def build(products):
+            before = products["distill"] if name == "align" else {"ta": products["pretrain"]}
+            watched = _watch_tilt(reference, reward, schedule, config.align) if with_reward else lambda f: f
+            return game_stage(
+                name,
+                config,
+                roles=roles(with_reward),
+                init_generator=lambda: before.get("generator", init_network(1)),
+                init_ta=lambda: before["ta"],
+                conditions=no_conditions,
+                frozen=None,
+                wrap=watched,
+            )
+
+        return build
+
+    return Recipe(
+        stages={
+            "pretrain": lambda products: fit_stage(
+                "pretrain", config, init_params=lambda: init_network(0), loss=pretrain_loss, data=points
+            ),
+            "distill": game("distill", with_reward=False),
+            "align": game("align", with_reward=True),
+        },
+        figures=figures,
+        evaluate=evaluate,
+        sample=sample,
+    )
+
+
+def _figures(cloud: np.ndarray, truth: np.ndarray, reference, reward) -> dict[str, float]:
+    """Energy distance to p*, mean reward, and KL(p_θ ‖ p_ref) in nats from a nearest-neighbour entropy."""
+    return {
+        "energy_to_target": energy_distance(cloud, truth),
+        "reward": float(jnp.mean(reward(cloud))),
+        "kl_to_reference": -knn_entropy(cloud) - float(jnp.mean(reference.log_prob(cloud))),
+    }
+
+
+def _watch_tilt(reference, reward, schedule, section):
+    """Wraps an objective so that it also logs how far the estimated tilt is from the exact one.
+
+    Adds `tilt_exact` = ‖(σ²/α)·DRS‖ and `tilt_error` = ‖(σ²/α)(DRS − estimate)‖, in x0 units, at the
+    generator's own x_t, whatever the objective does with the reward.
+    """
+    denoiser = reference.denoiser(schedule)
+
+    def wrap(objective: Objective) -> Objective:
+        def watched(x0, noise, t, key, nets, settings):
+            gradient, aux = objective(x0, noise, t, key, nets, settings)
+            x_t = add_noise(schedule, x0, noise, t)
+            exact = closed_form.exact_diffused_reward_score(reference, reward, schedule, x_t, t, beta=section.beta)
+            estimate = diffused_reward_score(
+                reward, denoiser, schedule, x_t, t,
+                beta=section.beta, estimator=section.estimator, num_steps=section.num_steps,
+                num_samples=section.num_samples, key=key, trust_radius=section.trust_radius,
+            )  # fmt: skip
+            α, σ = signal_and_noise(schedule, t, x_t)
+            norm = lambda drs: jnp.linalg.norm(σ**2 / α * drs, axis=-1)
+            return gradient, aux | {"tilt_exact": norm(exact), "tilt_error": norm(exact - estimate)}
+
+        return watched
+
+    return wrap

@@ -1,0 +1,57 @@
+"""What a stage of training carries from step to step: all of it, and nothing else.
+
+Randomness is not part of the state: it is derived from (seed, step), so a restored state goes on
+exactly as the uninterrupted one would have.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from didr_jax.types import Array, PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FitState:
+    """One network fitted to data.  `skipped` counts updates dropped for non-finite gradients."""
+
+    step: Array
+    params: PyTree
+    ema: PyTree
+    opt: PyTree
+    skipped: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GameState:
+    """The generator and its online (TA) score network, with an optimiser each."""
+
+    step: Array
+    generator: PyTree
+    ema: PyTree
+    ta: PyTree
+    opt_generator: PyTree
+    opt_ta: PyTree
+    skipped: Array
+
+
+def _copy(params: PyTree) -> PyTree:
+    """Fresh buffers: a donated state must not hold one buffer twice."""
+    return jax.tree.map(jnp.copy, params)
+
+
+def init_fit(params: PyTree, tx) -> FitState:
+    """The state before the first update of `params` under the optimiser `tx`."""
+    zero = jnp.zeros((), jnp.int32)
+    return FitState(zero, _copy(params), _copy(params), tx.init(params), zero)
+
+
+def init_game(generator: PyTree, ta: PyTree, tx_generator, tx_ta) -> GameState:
+    """The state before the first update of a generator and a TA network."""
+    zero = jnp.zeros((), jnp.int32)
+    return GameState(
+        zero, _copy(generator), _copy(generator), _copy(ta), tx_generator.init(generator), tx_ta.init(ta), zero
+    )

@@ -1,0 +1,179 @@
+"""The two kinds of training step, as pure functions ready for `jax.jit`.
+
+    fit    one network, one loss                         (reference, reward, classifier)
+    game   n_ta updates of the TA, then one of the generator:
+
+        TA         ψ ← ψ − ∇_ψ mean_b DSM(x̂_ψ; sg(g_θ(z)))                                      (1)
+        generator  θ ← θ − ∇_θ mean_b ⟨sg(G), g_θ(z)⟩ / dim(x0),   G from `objectives`          (2)
+
+(2) is divided by the number of entries of a sample, as DMD2's mean-squared surrogate is, so that
+clipping thresholds mean the same.  Noise and times derive from (seed, step), never from a device or
+a process: the same step on another mesh draws the same numbers.
+"""
+
+import dataclasses
+import math
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+
+from didr_jax.diffusion import guide
+from didr_jax.objectives import Nets, Objective, Settings, denoising_loss, surrogate_loss
+from didr_jax.optim import guarded_update, moving_average
+from didr_jax.schedules import Schedule
+from didr_jax.state import FitState, GameState
+from didr_jax.types import Array, PRNGKey, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """The networks of a recipe as functions of their parameters; conditions `c` are pytrees `[b, ...]`.
+
+    Attributes:
+      schedule: noise schedule shared by reference, TA and generator.
+      event_shape: shape of one sample x0.
+      reference: `(frozen, x_t, t, c) -> x̂0`, the frozen diffusion, conditional.
+      ta: `(params, x_t, t, c) -> x̂0`.
+      generator: `(params, z, c, key) -> x0`, from unit noise z `[b, *event_shape]`.
+      reward: `(frozen, x0, c) -> r [b]`, or None.
+      unconditional: c -> the condition of the guidance's other branch; None if the recipe has none.
+    """
+
+    schedule: Schedule
+    event_shape: tuple[int, ...]
+    reference: Callable[[PyTree, Array, Array, Any], Array]
+    ta: Callable[[PyTree, Array, Array, Any], Array]
+    generator: Callable[[PyTree, Array, Any, PRNGKey], Array]
+    reward: Callable[[PyTree, Array, Any], Array] | None = None
+    unconditional: Callable[[Any], Any] | None = None
+
+
+def draw_times(schedule: Schedule, key: PRNGKey, num: int, low: float, high: float) -> Array:
+    """`[num]` times, uniform in solver time u between those of `low` and `high`, warped and snapped."""
+    bounds = schedule.unwarp(jnp.asarray([low, high], jnp.float32))
+    u = jax.random.uniform(key, (num,), minval=bounds[0], maxval=bounds[1])
+    return schedule.snap(schedule.warp(u))
+
+
+def step_key(seed: int, step: Array) -> PRNGKey:
+    """The root of all randomness of a step."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def make_fit_step(loss: Callable, tx, *, seed: int, ema_decay: float) -> Callable:
+    """`(FitState, frozen, batch) -> (FitState, metrics)` for `loss(params, frozen, batch, key) -> ([b], {name: [b]})`."""
+
+    def step(state: FitState, frozen: PyTree, batch: PyTree) -> tuple[FitState, dict]:
+        def mean_loss(params):
+            per_sample, aux = loss(params, frozen, batch, step_key(seed, state.step))
+            return jnp.mean(per_sample), aux
+
+        (value, aux), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        params, opt, norm, skipped = guarded_update(tx, grads, state.opt, state.params)
+        ema = moving_average(state.ema, params, state.step, ema_decay)
+        metrics = {"loss": value, "grad_norm": norm} | {name: jnp.mean(v) for name, v in aux.items()}
+        return FitState(state.step + 1, params, ema, opt, state.skipped + skipped), metrics
+
+    return step
+
+
+def make_game_step(
+    roles: Roles,
+    objective: Objective,
+    settings: Settings,
+    tx_generator,
+    tx_ta,
+    *,
+    seed: int,
+    guidance: float,
+    ta_weighting: str,
+    ta_times: tuple[float, float],
+    generator_times: tuple[float, float],
+    ema_decay: float,
+    unroll: bool = False,
+) -> Callable:
+    """`(GameState, frozen, conditions) -> (GameState, metrics)`, equations (1) and (2).
+
+    Args:
+      roles, objective, settings: what is trained and how.
+      tx_generator, tx_ta: optax transformations.
+      seed: with the step, the source of all noise.
+      guidance: scale w of classifier-free guidance on the reference; 1 turns it off.
+      ta_weighting: prediction in whose units the TA's loss is measured.
+      ta_times, generator_times: ranges that t is drawn from.
+      ema_decay: of the generator's moving average.
+      unroll: lay out the loops over TA updates and denoising steps (convolutions on a CPU).
+
+    The step's `conditions` have two leading axes `[n_ta + 1, b]`: row i < n_ta for the i-th TA update,
+    the last row for the generator.
+    """
+    schedule, size = roles.schedule, math.prod(roles.event_shape)
+    settings = dataclasses.replace(settings, unroll=unroll)
+
+    def generate(params, c, key):
+        noise_key, inner = jax.random.split(key)
+        z = jax.random.normal(noise_key, (jax.tree.leaves(c)[0].shape[0], *roles.event_shape))
+        return roles.generator(params, z, c, inner)
+
+    def noise_like(key, x0, times):
+        time_key, noise_key = jax.random.split(key)
+        return jax.random.normal(noise_key, x0.shape), draw_times(schedule, time_key, x0.shape[0], *times)
+
+    def ta_update(carry, inputs, generator):
+        params, opt, skipped = carry
+        c, key = inputs
+        make_key, diffuse_key = jax.random.split(key)
+        x0 = jax.lax.stop_gradient(generate(generator, c, make_key))
+        noise, t = noise_like(diffuse_key, x0, ta_times)
+
+        def mean_loss(params):
+            denoiser = lambda x_t, t: roles.ta(params, x_t, t, c)
+            return jnp.mean(denoising_loss(denoiser, schedule, x0, noise, t, ta_weighting))
+
+        value, grads = jax.value_and_grad(mean_loss)(params)
+        params, opt, norm, skip = guarded_update(tx_ta, grads, opt, params)
+        return (params, opt, skipped + skip), (value, norm)
+
+    def nets_for(frozen, ta, c) -> Nets:
+        reference = lambda x_t, t: roles.reference(frozen, x_t, t, c)
+        guided = None
+        if guidance != 1.0 and roles.unconditional is not None:
+            no_c = roles.unconditional(c)
+            guided = lambda x_t, t, x_c: guide(x_c, roles.reference(frozen, x_t, t, no_c), guidance)
+        reward = None if roles.reward is None else (lambda x0: roles.reward(frozen, x0, c))
+        return Nets(schedule, lambda x_t, t: roles.ta(ta, x_t, t, c), reference, guided, reward)
+
+    def generator_gradient(params, ta, frozen, c, key):
+        make_key, diffuse_key, objective_key = jax.random.split(key, 3)
+        x0, pullback = jax.vjp(lambda p: generate(p, c, make_key), params)
+        noise, t = noise_like(diffuse_key, x0, generator_times)
+        nets = nets_for(frozen, ta, c)
+        direction, aux = objective(x0, noise, t, objective_key, nets, settings)
+        loss_gradient = jax.grad(lambda x: jnp.mean(surrogate_loss(direction, x)) / size)(x0)
+        if nets.reward is not None:
+            aux = aux | {"reward": nets.reward(x0)}
+        return pullback(loss_gradient.astype(x0.dtype))[0], aux
+
+    def step(state: GameState, frozen: PyTree, conditions: PyTree) -> tuple[GameState, dict]:
+        n_ta = jax.tree.leaves(conditions)[0].shape[0] - 1
+        keys = jax.random.split(step_key(seed, state.step), n_ta + 1)
+        ta_rows, last_row = jax.tree.map(lambda c: c[:-1], conditions), jax.tree.map(lambda c: c[-1], conditions)
+
+        carry = (state.ta, state.opt_ta, jnp.zeros((), jnp.int32))
+        update = lambda carry, inputs: ta_update(carry, inputs, state.generator)
+        (ta, opt_ta, ta_skips), (ta_loss, ta_norm) = jax.lax.scan(
+            update, carry, (ta_rows, keys[:-1]), unroll=unroll
+        )
+
+        grads, aux = generator_gradient(state.generator, ta, frozen, last_row, keys[-1])
+        generator, opt_generator, norm, skip = guarded_update(tx_generator, grads, state.opt_generator, state.generator)
+        ema = moving_average(state.ema, generator, state.step, ema_decay)
+
+        metrics = {"ta_loss": jnp.mean(ta_loss), "ta_grad_norm": jnp.mean(ta_norm), "grad_norm": norm}
+        metrics |= {name: jnp.mean(values) for name, values in aux.items()}
+        skipped = state.skipped + ta_skips + skip
+        new_state = GameState(state.step + 1, generator, ema, ta, opt_generator, opt_ta, skipped)
+        return new_state, metrics | {"skipped": skipped}
+
+    return step

@@ -1,0 +1,96 @@
+"""Bad input: one clear line and exit code 2, before any work."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from configs import digits
+from didr_jax import recipes
+from didr_jax.config import claim_workdir, validate
+from didr_jax.types import InputError
+
+REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def run(*arguments, workdir):
+    command = [sys.executable, "run.py", f"--workdir={workdir}", *arguments]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
+
+
+def refuses(result, *fragments):
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1 and lines[0].startswith("didr_jax: "), result.stderr
+    for fragment in fragments:
+        assert fragment in lines[0]
+
+
+DIGITS = "--config=configs/digits.py"
+
+
+@pytest.mark.parametrize(
+    "key, value, fragments",
+    [
+        ("align.objective", "didrr", ["'didrr'", "did you mean", "didr"]),
+        ("align.estimator", "dpr", ["did you mean drp"]),
+        ("align.beta", 0.0, ["positive"]),
+        ("align.num_steps", 0, ["at least 1"]),
+        ("align.generator_t_max", 1.5, ["cosine", "1.0"]),
+        ("align.ta_t_min", 0.0, ["no noise"]),
+        ("align.ta_optimizer.name", "adam", ["adamw"]),
+        ("schedule.name", "cosin", ["did you mean cosine"]),
+        ("recipe", "digit", ["did you mean digits"]),
+        ("stages", ("pretrain", "aling"), ["aling"]),
+    ],
+)
+def test_values_that_cannot_work_are_named_with_what_would(key, value, fragments):
+    config = digits.get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError) as refused:
+        validate(config)
+        recipes.build(config)
+    assert "\n" not in str(refused.value)
+    for fragment in [key.split(".")[0], *fragments]:
+        assert fragment in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "argument, fragments",
+    [
+        ("--config.align.objectve=didr", ["--config.align.objectve", "did you mean align.objective"]),
+        ("--config.align.beta=0", ["config.align.beta", "positive"]),
+        ("--config.align.steps=many", ["align.steps"]),
+        ("--mode=trian", ["--mode=trian", "did you mean train"]),
+    ],
+)
+def test_the_command_line_refuses_before_it_touches_the_workdir(argument, fragments, tmp_path):
+    refuses(run(DIGITS, argument, workdir=tmp_path / "run"), *fragments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_config_and_missing_config_file(tmp_path):
+    refuses(run(workdir=tmp_path), "--config")
+    refuses(run("--config=configs/nowhere.py", workdir=tmp_path), "nowhere.py")
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    refuses(run(DIGITS, workdir=tmp_path / "file" / "run"), "--workdir", "choose another")
+
+
+def test_workdir_of_another_config_is_refused_naming_the_keys(tmp_path):
+    config = digits.get_config()
+    claim_workdir(config, str(tmp_path))
+    claim_workdir(config, str(tmp_path))  # the same again is welcome
+    config.log.every = 7  # and so is another cadence of logging
+    claim_workdir(config, str(tmp_path))
+    config.align.beta, config.seed = 0.25, 3
+    with pytest.raises(InputError, match=r"align\.beta \(.*0\.25 now\); seed \(0 then, 3 now\)"):
+        claim_workdir(config, str(tmp_path))
+
+
+def test_sampling_an_unfinished_run_says_so(tmp_path):
+    refuses(run(DIGITS, "--mode=sample", workdir=tmp_path), "pretrain", "not finished", "--mode=train")

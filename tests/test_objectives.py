@@ -1,0 +1,221 @@
+"""Every objective against the gradient of what it claims to minimise, on Gaussians.
+
+Generator g(z) = μ + s z on the line, so p_θ,t = N(αμ, v_θ) with v_θ = α²s² + σ², and the TA is exact.
+Expectations over (z, ε) are Gauss–Hermite sums, exact for the polynomials that occur; tolerances are
+float32's.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from didr_jax import closed_form, diffusion, schedules
+from didr_jax.objectives import OBJECTIVES, WEIGHTINGS, Nets, Settings, denoising_loss, surrogate_loss
+
+SCHEDULE = schedules.cosine()
+REFERENCE = closed_form.GaussianMixture.of([[0.3]], std=0.8)
+REWARD = closed_form.QuadraticReward(jnp.array([0.7]))
+BETA, T = 1.7, 0.45
+ALPHA, SIGMA = float(SCHEDULE.alpha(T)), float(SCHEDULE.sigma(T))
+MU, STD = -0.4, 1.3
+KEY = jax.random.key(0)
+
+
+def nets(**changes) -> Nets:
+    ta = closed_form.GaussianMixture.of([[MU]], std=STD).denoiser(SCHEDULE)
+    return dataclasses.replace(Nets(SCHEDULE, ta, REFERENCE.denoiser(SCHEDULE), reward=REWARD), **changes)
+
+
+def quadrature(num=40):
+    """z, ε `[num², 1]` and weights `[num²]` of a product Gauss–Hermite rule for N(0, 1)²."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(num)
+    z, noise = np.meshgrid(nodes, nodes, indexing="ij")
+    w = np.outer(weights, weights) / weights.sum() ** 2
+    return jnp.asarray(z.reshape(-1, 1)), jnp.asarray(noise.reshape(-1, 1)), jnp.asarray(w.reshape(-1))
+
+
+def parameter_gradient(name: str, nets: Nets, settings: Settings) -> np.ndarray:
+    """E[G ∂g/∂(μ, s)] of an objective, `[2]`."""
+    z, noise, w = quadrature()
+    gradient, _ = OBJECTIVES[name](MU + STD * z, noise, jnp.full(len(z), T), KEY, nets, settings)
+    return np.array([w @ gradient[:, 0], w @ (gradient * z)[:, 0]])
+
+
+def kl_gradient(target_mean: float, target_variance: float) -> np.ndarray:
+    """∂/∂(μ, s) of KL(N(αμ, α²s² + σ²) ‖ N(target))."""
+    kl = lambda p: 0.5 * (
+        (ALPHA**2 * p[1] ** 2 + SIGMA**2 + (ALPHA * p[0] - target_mean) ** 2) / target_variance
+        - jnp.log(ALPHA**2 * p[1] ** 2 + SIGMA**2)
+    )
+    return np.asarray(jax.grad(kl)(jnp.array([MU, STD])))
+
+
+def diffused(law: closed_form.GaussianMixture) -> tuple[float, float]:
+    return ALPHA * float(law.means[0, 0]), ALPHA**2 * float(law.variances[0]) + SIGMA**2
+
+
+IKL = Settings(weighting="ikl", beta=BETA)
+
+
+def test_di_is_the_gradient_of_the_diffused_kl():
+    expected = kl_gradient(*diffused(REFERENCE))
+    np.testing.assert_allclose(parameter_gradient("di", nets(), IKL), expected, rtol=1e-4)
+
+
+def test_didr_is_the_gradient_of_the_kl_to_the_tilted_law():
+    """K = 1 is exact here: a Gaussian posterior and a linear reward."""
+    expected = kl_gradient(*diffused(REFERENCE.tilt(REWARD, BETA)))
+    np.testing.assert_allclose(parameter_gradient("didr", nets(), IKL), expected, rtol=1e-4)
+
+
+def test_dipp_is_the_kl_gradient_less_the_reward_gradient():
+    """E r(g(z))/β = 0.7 μ/β + const, so only μ feels the reward."""
+    expected = kl_gradient(*diffused(REFERENCE)) - np.array([0.7 / BETA, 0.0])
+    np.testing.assert_allclose(parameter_gradient("dipp", nets(), IKL), expected, rtol=1e-4, atol=1e-5)
+
+
+def sim_divergence_gradient(huber: float) -> np.ndarray:
+    """∂/∂(μ, s) of E_{x ~ π} d(y_θ(x)), π = p_θ,t held fixed, by central differences of quadratures.
+
+    y_θ = (σ²/α)(s_θ,t − s_ref,t) and d(y) = √(‖y‖² + c²) − c.
+    """
+    mean_r, var_r = diffused(REFERENCE)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    x = ALPHA * MU + np.sqrt(ALPHA**2 * STD**2 + SIGMA**2) * nodes
+
+    def divergence(mu, std):
+        score = -(x - ALPHA * mu) / (ALPHA**2 * std**2 + SIGMA**2)
+        y = SIGMA**2 / ALPHA * (score + (x - mean_r) / var_r)
+        return weights @ (np.sqrt(y**2 + huber**2) - huber) / weights.sum()
+
+    h = 1e-4
+    return np.array(
+        [
+            (divergence(MU + h, STD) - divergence(MU - h, STD)) / (2 * h),
+            (divergence(MU, STD + h) - divergence(MU, STD - h)) / (2 * h),
+        ]
+    )
+
+
+def test_sim_is_the_gradient_of_its_score_divergence():
+    """The score-projection identity; 80² quadrature nodes leave 1e-3 of the smooth Huber distance."""
+    settings = Settings(weighting="x0", huber=1.0)
+    expected = sim_divergence_gradient(1.0)
+    np.testing.assert_allclose(parameter_gradient("sim", nets(), settings), expected, rtol=3e-3)
+
+
+def test_distar_is_sim_less_the_reward_gradient():
+    settings = Settings(weighting="x0", huber=1.0, beta=BETA)
+    expected = sim_divergence_gradient(1.0) - np.array([0.7 / BETA, 0.0])
+    np.testing.assert_allclose(parameter_gradient("distar", nets(), settings), expected, rtol=3e-3, atol=1e-5)
+
+
+def test_refl_is_minus_the_reward_gradient():
+    np.testing.assert_allclose(parameter_gradient("refl", nets(), IKL), [-0.7, 0.0], atol=1e-6)
+
+
+def random_batch(shape=(16, 4, 4, 3), seed=2):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    x0, noise, weight = (jax.random.normal(k, shape) for k in keys[:3])
+    return x0, noise, jax.random.uniform(keys[3], shape[:1], minval=0.1, maxval=0.9), weight
+
+
+def random_nets(weight, **changes) -> Nets:
+    """Nonlinear stand-ins on image-shaped samples; conditions closed over as `weight`."""
+    base = Nets(
+        SCHEDULE,
+        ta=lambda x, t: jnp.tanh(x + weight),
+        reference=lambda x, t: jnp.sin(x * weight),
+        guidance=lambda x, t, x_c: diffusion.guide(x_c, jnp.cos(x), 3.0),
+        reward=lambda x: jnp.sum(jnp.sin(x), axis=(1, 2, 3)),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_without_reward_didr_is_di_and_dmd2_to_the_last_bit(jit):
+    x0, noise, t, weight = random_batch()
+    off = random_nets(weight, reward=None)
+    run = lambda name: (lambda x, e, t: OBJECTIVES[name](x, e, t, KEY, off, Settings())[0])
+    outputs = {n: (jax.jit(run(n)) if jit else run(n))(x0, noise, t) for n in ("didr", "di", "dmd2", "dipp")}
+    for name in ("di", "dmd2", "dipp"):
+        np.testing.assert_array_equal(outputs["didr"], outputs[name])
+
+
+def test_a_reward_that_is_zero_changes_nothing():
+    x0, noise, t, weight = random_batch()
+    zero = random_nets(weight, reward=lambda x: 0.0 * jnp.sum(x, axis=(1, 2, 3)))
+    off = random_nets(weight, reward=None)
+    didr = OBJECTIVES["didr"](x0, noise, t, KEY, zero, Settings())[0]
+    np.testing.assert_array_equal(didr, OBJECTIVES["di"](x0, noise, t, KEY, off, Settings())[0])
+
+
+def test_one_step_didr_evaluates_the_reference_once():
+    x0, noise, t, weight = random_batch()
+    calls = []
+
+    def reference(x, t):
+        calls.append(1)
+        return jnp.sin(x * weight)
+
+    OBJECTIVES["didr"](x0, noise, t, KEY, random_nets(weight, reference=reference), Settings(num_steps=1))
+    assert len(calls) == 1
+
+
+def test_dmd2_is_its_papers_gradient():
+    """grad = (p_real − p_fake)/mean|p_real|, p_real = x0 − x̂_real, p_fake = x0 − x̂_fake; loss ½‖x0 − sg(x0 − grad)‖²."""
+    x0, noise, t, weight = random_batch()
+    n = random_nets(weight)
+    x_t = diffusion.add_noise(SCHEDULE, x0, noise, t)
+    x_real = n.guidance(x_t, t, n.reference(x_t, t))
+    p_real, p_fake = x0 - x_real, x0 - n.ta(x_t, t)
+    expected = (p_real - p_fake) / jnp.mean(jnp.abs(p_real), axis=(1, 2, 3), keepdims=True)
+    gradient, _ = OBJECTIVES["dmd2"](x0, noise, t, KEY, n, Settings())
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+    half_square = lambda x: 0.5 * jnp.sum((x - jax.lax.stop_gradient(x - gradient)) ** 2)
+    surrogate = lambda x: jnp.sum(surrogate_loss(gradient, x))
+    np.testing.assert_allclose(jax.grad(surrogate)(x0), jax.grad(half_square)(x0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_samples_do_not_see_each_other(name):
+    """The gradient of a sample is the same alone and in its batch."""
+    x0, noise, t, weight = random_batch()
+    gradient = lambda rows: OBJECTIVES[name](x0[rows], noise[rows], t[rows], KEY, random_nets(weight[rows]), Settings())[0]
+    np.testing.assert_allclose(gradient(slice(0, 16))[3:4], gradient(slice(3, 4)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["x0", "eps", "v", "velocity"])
+def test_denoising_loss_is_the_networks_own_mean_squared_error(kind):
+    schedule = schedules.rectified_flow()
+    x0, noise, t, weight = random_batch()
+    network = lambda x, t: jnp.tanh(x * weight)
+    denoiser = diffusion.denoiser_from(network, kind, schedule)
+    x_t = diffusion.add_noise(schedule, x0, noise, t)
+    target = {"x0": x0, "eps": noise, "velocity": noise - x0}.get(kind)
+    if target is None:
+        target = diffusion.from_x0(kind, x0, x_t, t, schedule)
+    expected = jnp.mean((network(x_t, t) - target) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(denoising_loss(denoiser, schedule, x0, noise, t, kind), expected, rtol=1e-4)
+
+
+def test_the_posterior_mean_minimises_the_denoising_loss():
+    """For a Gaussian the best denoiser a·x_t + b is the closed-form one: the loss's gradient in (a, b) vanishes."""
+    n = 100_000
+    keys = jax.random.split(jax.random.key(1), 2)
+    x0, noise, t = REFERENCE.sample(keys[0], n), jax.random.normal(keys[1], (n, 1)), jnp.full(n, T)
+    exact = REFERENCE.denoiser(SCHEDULE)
+    moved = lambda p: lambda x, t: exact(x, t) + p[0] * x + p[1]
+    loss = lambda p: jnp.mean(denoising_loss(moved(p), SCHEDULE, x0, noise, t, "v"))
+    np.testing.assert_allclose(jax.grad(loss)(jnp.zeros(2)), 0, atol=0.02)  # four standard errors at 1e5 draws
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_weightings_are_constants_to_the_gradient(name):
+    x0, noise, t, weight = random_batch()
+    x_r = jnp.sin(x0)
+    value = WEIGHTINGS[name](x0, x_r, jnp.full((16, 1, 1, 1), 0.6), jnp.full((16, 1, 1, 1), 0.8))
+    assert value.shape == (16, 1, 1, 1) and (value > 0).all()
