@@ -3,8 +3,7 @@
     python benchmarks/pareto.py --config=configs/digits.py --workdir=runs/pareto [--sweep=didr:1,dipp:1/.5/.2]
 
 The stages before `align` are trained once (or found finished in the workdir); then each (objective, β)
-trains `align` in a workdir of its own and is measured against the same target law, that of
-`config.eval.target_beta`.  Writes pareto.json, pareto.md and pareto.png.
+trains `align` in a workdir of its own and is measured against the same targets (`config.eval`).  Writes pareto.json, pareto.md and pareto.png.
 """
 
 import json
@@ -83,7 +82,7 @@ def write(workdir: str, rows: list[dict]) -> None:
 def main(_argv) -> None:
     logging.set_verbosity(logging.WARNING)
     config, workdir = _CONFIG.value.copy_and_resolve_references(), _WORKDIR.value
-    with config.unlocked():
+    if "target_beta" in config.eval:
         config.eval.target_beta = config.eval.target_beta or config.align.beta
     validate(config)
     base = os.path.join(workdir, "base")

@@ -6,7 +6,6 @@ Other methods and strengths: --config.align.objective=dipp --config.align.beta=4
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from didr_jax.config import base, fit, game
 
@@ -43,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.samples = 4000  # drawn from each law for the distances
-    config.eval.target_beta = config_dict.placeholder(float)  # beta of the target law p*; None: align.beta
+    config.eval.target_betas = (1.0, 4.0)  # of the tilted laws p* that distances are measured to
     config.eval.seed = 1234  # of the evaluation's noise
 
     config.sample = ml_collections.ConfigDict()
