@@ -134,15 +134,18 @@ def implicit(query: Query) -> Array:
     """Equation (6), by `IMPLICIT_PULLBACKS` steps of conjugate gradients on its residual ρ."""
     α, σ = signal_and_noise(query.schedule, query.t, query.x_t)
     δ = λ = p = u = jnp.zeros_like(query.x_hat)  # δ = Cλ, and the search directions p = Cu
-    ρ, ρ_Cρ = exponent_gradient(query, query.x_hat), None
+    ρ, energy = exponent_gradient(query, query.x_hat), None
     for _ in range(IMPLICIT_PULLBACKS):
         Cρ = σ**2 / α * query.pullback(ρ)
-        last, ρ_Cρ = ρ_Cρ, inner(ρ, Cρ)
-        keep = per_sample(jnp.zeros_like(ρ_Cρ) if last is None else ρ_Cρ / jnp.maximum(last, 1e-20), ρ)
-        p, u = Cρ + keep * p, ρ + keep * u
+        last, energy = energy, inner(ρ, Cρ)
+        if last is None:
+            first, keep = energy, jnp.zeros_like(energy)
+        else:  # start anew once the residual is rounding error, or C (a network's J) is not positive
+            keep = jnp.where(last > 1e-8 * jnp.abs(first), jnp.clip(energy / last, 0.0, 4.0), 0.0)
+        p, u = Cρ + per_sample(keep, ρ) * p, ρ + per_sample(keep, ρ) * u
         change = exponent_gradient(query, query.x_hat + δ + p) - (λ + u) - ρ
-        gain = inner(p, ρ)
+        gain = jnp.maximum(inner(p, ρ), 0.0)
         # half the slope at least: a strongly convex ℓ may have no maximum along p
-        step = per_sample(gain / jnp.maximum(-inner(p, change), 0.5 * jnp.abs(gain) + 1e-20), ρ)
+        step = per_sample(gain / jnp.maximum(-inner(p, change), 0.5 * gain + 1e-20), ρ)
         δ, λ, ρ = δ + step * p, λ + step * u, ρ + step * change
     return α / σ**2 * δ

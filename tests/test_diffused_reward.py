@@ -277,6 +277,17 @@ def test_trust_radius_shortens_and_keeps_the_direction(name):
     assert jnp.all(clip_tilt(jnp.zeros((2, 2)), schedule, t[:2], 1.0) == 0)
 
 
+@pytest.mark.parametrize("name", ["implicit", "conjugate"])
+@pytest.mark.parametrize("curvature", [0.0, 0.5])
+def test_solvers_survive_a_jacobian_that_is_no_covariance(name, curvature):
+    """A network's Jacobian need be neither symmetric nor positive; the tilt must stay of the proxy's order."""
+    indefinite = jax.random.normal(jax.random.key(4), (2, 2)) @ jnp.diag(jnp.array([1.0, -0.3]))
+    options = {"denoiser": lambda x, t: jnp.tanh(x @ indefinite), "reward": QuadraticReward(SLOPE, curvature, CENTER)}
+    drs, proxy = ask_mixture(name, **options), ask_mixture("drp", **options)
+    length = lambda drs: jnp.linalg.norm(drs, axis=-1)
+    assert jnp.all(length(drs) <= 4 * length(proxy))
+
+
 def test_max_shift_bounds_how_far_the_denoiser_is_asked():
     schedule = SCHEDULES["cosine"]
     x_t, t = mixture_points(schedule, per_time=2)
