@@ -7,7 +7,7 @@ leaves the previous save intact.  Every save carries
             from the step
     meta    the config, the code's version, and of every leaf its shape, dtype and digest
 
-The digest is a weighted sum of the leaf's bits (mod 2³²) that no single wrong word leaves unchanged.  It
+The digest is a weighted sum of bits (mod 2³²) that no single wrong word leaves unchanged.  It
 is computed where the leaf lives and does not depend on how it is split, so a state restored onto another
 mesh is checked to the last bit.  A save that cannot be read back exactly is named, set aside in
 `corrupt/`, and the one before it is used.
@@ -28,20 +28,20 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from didr_jax.exits import CannotSave
-from didr_jax.parallel import path_of
+from didr_jax.parallel import path_of, settle
 from didr_jax.startup import first, on_first
 from didr_jax.types import Array, InputError, PyTree
 
 
 @jax.jit
-def _digest(x: Array) -> Array:
-    """Σ_i bits_i · (2i + 1) mod 2³²: an odd weight, so that every single change shows."""
+def _digest(before: Array, x: Array) -> Array:
+    """3·before + Σ_i bits_i · (2i + 1) mod 2³²: odd weights, so that every single change shows."""
     word = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
     bits = x.astype(word) if x.dtype == bool else jax.lax.bitcast_convert_type(x, word)
     index = jnp.zeros((), jnp.uint32)
     for dimension, size in enumerate(bits.shape):
         index = index * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dimension)
-    return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
+    return 3 * before + jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
 
 
 def _describe(tree: PyTree) -> dict[str, str]:
@@ -51,9 +51,11 @@ def _describe(tree: PyTree) -> dict[str, str]:
 
 
 def _digests(tree: PyTree) -> dict[str, int]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    pending = [(path_of(keys), _digest(x)) for keys, x in leaves]
-    return {path: int(value) for path, value in pending}
+    """A running digest over the leaves: the first that differs names the leaf that does."""
+    running, digest = {}, np.uint32(0)
+    for keys, x in jax.tree_util.tree_leaves_with_path(tree):
+        running[path_of(keys)] = digest = settle(_digest(digest, x))
+    return {path: int(value) for path, value in running.items()}
 
 
 def code_version() -> str:

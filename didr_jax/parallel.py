@@ -142,7 +142,7 @@ def create(init: Callable[[], Any], places: PyTree) -> PyTree:
     closed, out = jax.make_jaxpr(init, return_shape=True)()
     run = jax.jit(lambda consts: jax.core.eval_jaxpr(closed.jaxpr, consts), out_shardings=jax.tree.leaves(places))
     leaves = run([_as_argument(constant) for constant in closed.consts])
-    return jax.tree.unflatten(jax.tree.structure(out), leaves)
+    return settle(jax.tree.unflatten(jax.tree.structure(out), leaves))
 
 
 def _as_argument(constant):
@@ -156,15 +156,19 @@ def _as_argument(constant):
 def put(tree: PyTree, places: PyTree) -> PyTree:
     """Moves arrays to their places; every process must hold the same values, or the same global array."""
 
-    def move(leaf, place):
+    if jax.process_count() == 1:
+        return jax.device_put(tree, places)
+
+    def spread(leaf, place):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return jax.jit(lambda x: x, out_shardings=place)(leaf)
-        if jax.process_count() == 1:
-            return jax.device_put(leaf, place)
+            return leaf
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
 
-    return jax.tree.map(move, tree, places)
+    tree = jax.tree.map(spread, tree, places)
+    there = jax.tree.map(lambda leaf, place: leaf.sharding == place, tree, places)
+    # what is to move moves in one program: several that communicate could overtake each other
+    return tree if all(jax.tree.leaves(there)) else settle(jax.jit(lambda x: x, out_shardings=places)(tree))
 
 
 def put_batch(batch: PyTree, mesh: Mesh, axis: int) -> PyTree:
@@ -174,6 +178,15 @@ def put_batch(batch: PyTree, mesh: Mesh, axis: int) -> PyTree:
     """
     place = NamedSharding(mesh, PartitionSpec(*[None] * axis, ROWS))
     return put(batch, jax.tree.map(lambda _: place, batch))
+
+
+def settle(tree: PyTree) -> PyTree:
+    """`tree`; on a CPU that plays several devices, once all of them have computed it.
+
+    XLA:CPU has about one thread a device: two programs in flight that wait for other devices would starve
+    each other for ever.
+    """
+    return jax.block_until_ready(tree) if jax.default_backend() == "cpu" and jax.local_device_count() > 1 else tree
 
 
 def shard_rows(rows: PyTree, axis: int = 0) -> PyTree:

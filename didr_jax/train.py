@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from didr_jax.checkpoint import Checkpoints, abstract, code_version
 from didr_jax.exits import NotFinite, Preempted, StopRequest
 from didr_jax.metrics import Progress, RunLog
-from didr_jax.parallel import check_batches, create, make_mesh, put, put_batch, shardings
+from didr_jax.parallel import check_batches, create, make_mesh, put, put_batch, settle, shardings
 from didr_jax.profiling import ProfileWindow
 from didr_jax.types import InputError, PyTree
 from didr_jax.watch import diagnosis, write_stopped
@@ -137,7 +137,8 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
     previous = None  # metrics are read one step late, so that the devices never wait for the host
     for step in range(first, stage.steps):
         window.before(step - first, state)
-        state, metrics = step_fn(state, frozen, put_batch(stage.batch(step), run.mesh, stage.batch_axis))
+        batch = put_batch(stage.batch(step), run.mesh, stage.batch_axis)
+        state, metrics = settle(step_fn(state, frozen, batch))
         done, last = step + 1, step + 1 == stage.steps
         trouble = look(*previous) if previous else None
         if step == first:
