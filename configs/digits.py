@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.distill = game(steps=500, lr=3e-4)
     config.distill.objective = "dmd2"
     config.align = game(steps=400, lr=2e-4)
+    config.align.estimator = "conjugate"
     for stage in (config.distill, config.align):
         stage.ta_updates = 3
         stage.ta_optimizer.lr = 1e-3

@@ -8,16 +8,8 @@ Seen in x0 space, DRS is the shift of the posterior mean under the tilt:
 
     (σ²/α)·DRS = E_{p*}[x0 | x_t] − E_ref[x0 | x_t]                                             (2)
 
-Estimators, all per sample and all stopped at the networks' parameters.  x̂ = x̂(x_t, t) is the
-reference's posterior mean, J = ∂x̂/∂x_t, Φ_K the K-step denoising of `sampling`:
-
-    drp          (1/β) ∇_{x_t} r(Φ_K(x_t)), Φ_K deterministic                                   (3)
-    drp_mc       ∇_{x_t} log (1/N) Σ_i exp(r(Φ_K(x_t, z_i))/β), Φ_K stochastic                  (4)
-    covariance   (α/σ²) Σ_i (w_i − 1/N) x0_i,   x0_i = Φ_K(x_t, z_i),  w = softmax(r(x0_i)/β)   (5)
-
-(3) is the paper's proxy; with K = 1 it is exact when the posterior is Gaussian and r is linear.
-(4) is consistent as N and K grow.  (5) is (2) by self-normalised importance sampling: it needs the
-gradient neither of r nor of the denoiser.
+The estimators are derived in `estimators` and `conjugate`; `ESTIMATORS` is their table.  All work per
+sample and are stopped at the networks' parameters.  `docs/estimators.md` compares them.
 """
 
 from typing import Callable, NamedTuple
@@ -25,89 +17,49 @@ from typing import Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from didr_jax.diffusion import per_sample, signal_and_noise
+from didr_jax import conjugate, estimators
+from didr_jax.diffusion import signal_and_noise
+from didr_jax.estimators import Query
 from didr_jax.sampling import denoise
 from didr_jax.schedules import Schedule
 from didr_jax.types import Array, Denoiser, PRNGKey, Reward
 
 
-class Query(NamedTuple):
-    """One question to an estimator: what is DRS at (x_t, t)?
-
-    `tilt_exponent` is r/β; `x_hat` and `pullback` are the denoiser's value at (x_t, t) and its
-    vector-Jacobian product Jᵀ(·) (None for estimators that do not ask for it); `short_denoise(key,
-    x_t, x_hat)` is Φ_K, deterministic where key is None.
-    """
-
-    tilt_exponent: Callable[[Array], Array]
-    schedule: Schedule
-    x_t: Array
-    t: Array
-    x_hat: Array
-    pullback: Callable[[Array], Array] | None
-    short_denoise: Callable[[PRNGKey | None, Array, Array], Array]
-    num_samples: int
-    key: PRNGKey | None
-
-
-def _chain_rule(query: Query, grads: tuple[Array, Array]) -> Array:
-    """∂/∂x_t of f(x_t, x̂(x_t)), from its two partial derivatives and the shared Jacobian."""
-    direct, through_x_hat = grads
-    return direct + query.pullback(through_x_hat)
-
-
-def _drp(query: Query) -> Array:
-    """Equation (3)."""
-
-    def exponent(x_t, x_hat):
-        return jnp.sum(query.tilt_exponent(query.short_denoise(None, x_t, x_hat)))
-
-    return _chain_rule(query, jax.grad(exponent, argnums=(0, 1))(query.x_t, query.x_hat))
-
-
-def _drp_mc(query: Query) -> Array:
-    """Equation (4)."""
-
-    def log_mean_exp(x_t, x_hat):
-        keys = jax.random.split(query.key, query.num_samples)
-        exponents = jax.vmap(lambda key: query.tilt_exponent(query.short_denoise(key, x_t, x_hat)))(keys)
-        return jnp.sum(jax.nn.logsumexp(exponents, axis=0))
-
-    return _chain_rule(query, jax.grad(log_mean_exp, argnums=(0, 1))(query.x_t, query.x_hat))
-
-
-def _posterior_samples(query: Query) -> tuple[Array, Array]:
-    """N samples x0_i `[n, b, ...]` of Φ_K and their exponents r(x0_i)/β `[n, b]`."""
-    keys = jax.random.split(query.key, query.num_samples)
-    samples = jax.vmap(lambda key: query.short_denoise(key, query.x_t, query.x_hat))(keys)
-    return samples, jax.vmap(query.tilt_exponent)(samples)
-
-
-def _covariance(query: Query) -> Array:
-    """Equation (5)."""
-    samples, exponents = _posterior_samples(query)
-    excess = jax.nn.softmax(exponents, axis=0) - 1 / query.num_samples
-    α, σ = signal_and_noise(query.schedule, query.t, query.x_t)
-    return α / σ**2 * jnp.sum(per_sample(excess, samples) * samples, axis=0)
-
-
 class Estimator(NamedTuple):
     """An estimator and what it asks of its caller.
 
-    `evaluations(K, N)` counts the denoiser's forward and backward passes per sample.
+    `stochastic(K)` says whether it draws random numbers; `evaluations(K, N)` counts the denoiser's
+    forward and backward passes per sample, x̂ included.
     """
 
     estimate: Callable[[Query], Array]
     differentiates_reward: bool
     differentiates_denoiser: bool
-    stochastic: bool
+    stochastic: Callable[[int], bool]
     evaluations: Callable[[int, int], tuple[int, int]]
 
 
+def _never(k: int) -> bool:
+    return False
+
+
+def _always(k: int) -> bool:
+    return True
+
+
+def _with_samples(k: int) -> bool:
+    return k > 1
+
+
 ESTIMATORS: dict[str, Estimator] = {
-    "drp": Estimator(_drp, True, True, False, lambda k, n: (k, k)),
-    "drp_mc": Estimator(_drp_mc, True, True, True, lambda k, n: (1 + n * (k - 1), 1 + n * (k - 1))),
-    "covariance": Estimator(_covariance, False, False, True, lambda k, n: (1 + n * (k - 1), 0)),
+    "drp": Estimator(estimators.drp, True, True, _never, lambda k, n: (k, k)),
+    "drp_mc": Estimator(estimators.drp_mc, True, True, _always, lambda k, n: (1 + n * (k - 1), 1 + n * (k - 1))),
+    "stein": Estimator(estimators.stein, True, True, _always, lambda k, n: (1 + n * (k - 1), 1)),
+    "implicit": Estimator(estimators.implicit, True, True, _never, lambda k, n: (1, estimators.IMPLICIT_PULLBACKS)),
+    "covariance": Estimator(estimators.covariance, False, False, _always, lambda k, n: (1 + n * (k - 1), 0)),
+    "covariance_cv": Estimator(estimators.covariance_cv, True, True, _always, lambda k, n: (1 + n * (k - 1), 1)),
+    "shifted": Estimator(conjugate.shifted, True, False, _never, lambda k, n: (2, 0)),
+    "conjugate": Estimator(conjugate.conjugate, True, False, _with_samples, lambda k, n: (3 + n * (k - 1), 0)),
 }
 
 
@@ -119,12 +71,13 @@ def diffused_reward_score(
     t: Array,
     *,
     beta: float,
-    estimator: str = "drp",
+    estimator: str = "conjugate",
     num_steps: int = 1,
     num_samples: int = 1,
     key: PRNGKey | None = None,
     stochasticity: float = 1.0,
     trust_radius: float | None = None,
+    max_shift: float | None = 2.0,
     x_hat: Array | None = None,
     pullback: Callable[[Array], Array] | None = None,
     remat: bool = True,
@@ -139,12 +92,15 @@ def diffused_reward_score(
       x_t: `[b, ...]` at times `t [b]`, with σ(t) > 0.
       beta: temperature β > 0 of the tilt; small is strong.
       estimator: a key of `ESTIMATORS`.
-      num_steps: K ≥ 1 denoiser evaluations per short denoising.
+      num_steps: K ≥ 1 denoiser evaluations per short denoising.  `shifted` and `implicit` make none;
+        `conjugate` makes none at K = 1 and corrects itself by N of them at K > 1.
       num_samples: N ≥ 1 short denoisings; used by the stochastic estimators.
       key: their randomness.
       stochasticity: η of their denoising (`sampling` equation 2).
       trust_radius: the largest ‖(σ²/α)·DRS‖₂ per sample, in units of x0; None leaves DRS as it is.
         By (2) a tilt cannot move a posterior mean out of the data's hull.
+      max_shift: how far `shifted` and `conjugate` may move the denoiser's input, in units of the noise's
+        norm σ√d; None for any distance, right only where the denoiser is exact everywhere.
       x_hat, pullback: value and `Jᵀ(·)` of the denoiser at (x_t, t), if the caller has them.
       remat, unroll: see `sampling.denoise`.
 
@@ -152,7 +108,7 @@ def diffused_reward_score(
       DRS, of the shape of `x_t`.
 
     Raises:
-      ValueError: unknown estimator, β ≤ 0, K < 1, N < 1, a missing key, or a reward that does not
+      ValueError: unknown estimator, β ≤ 0, K < 1, N < 1, max_shift ≤ 0, a missing key, or a reward that does not
         return one number per sample.
     """
     if estimator not in ESTIMATORS:
@@ -162,8 +118,10 @@ def diffused_reward_score(
         raise ValueError(f"beta must be positive, got {beta}")
     if num_steps < 1 or num_samples < 1:
         raise ValueError(f"num_steps and num_samples must be at least 1, got {num_steps} and {num_samples}")
-    if chosen.stochastic and key is None:
-        raise ValueError(f"estimator {estimator!r} is stochastic and needs a key")
+    if max_shift is not None and max_shift <= 0:
+        raise ValueError(f"max_shift must be positive or None, got {max_shift}")
+    if chosen.stochastic(num_steps) and key is None:
+        raise ValueError(f"estimator {estimator!r} with num_steps={num_steps} is stochastic and needs a key")
 
     def tilt_exponent(x0):
         r = reward(x0)
@@ -171,7 +129,7 @@ def diffused_reward_score(
             raise ValueError(f"a reward must return shape {x0.shape[:1]}, one number per sample; got {r.shape}")
         return r / beta
 
-    def short_denoise(key, x_t, x_hat):
+    def short_denoise(key, x_t, t, x_hat):
         return denoise(
             denoiser, schedule, x_t, t, num_steps=num_steps, key=key,
             stochasticity=0.0 if key is None else stochasticity, x0_hat=x_hat, remat=remat, unroll=unroll,
@@ -183,7 +141,9 @@ def diffused_reward_score(
     elif x_hat is None:
         x_hat = denoiser(x_t, t)
 
-    drs = chosen.estimate(Query(tilt_exponent, schedule, x_t, t, x_hat, pullback, short_denoise, num_samples, key))
+    drs = chosen.estimate(
+        Query(tilt_exponent, denoiser, schedule, x_t, t, x_hat, pullback, short_denoise, num_steps, num_samples, max_shift, key)
+    )  # fmt: skip
     return drs if trust_radius is None else clip_tilt(drs, schedule, t, trust_radius)
 
 
