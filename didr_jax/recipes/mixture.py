@@ -60,12 +60,14 @@ def mixture(config) -> Recipe:
             reward=(lambda frozen, x0, c: reward(x0)) if with_reward else None,
         )
 
-    def pretrain_loss(params, frozen, batch, key):
+    def pretrain_noise(key, n):
         noise_key, time_key = jax.random.split(key)
-        x0 = batch["x0"]
-        t = jax.random.uniform(time_key, x0.shape[:1], minval=0.001, maxval=0.999)
-        noise = jax.random.normal(noise_key, x0.shape)
-        return denoising_loss(lambda x_t, t: denoise(params, x_t, t, None), schedule, x0, noise, t, "v"), {}
+        t = jax.random.uniform(time_key, (n,), minval=0.001, maxval=0.999)
+        return {"eps": jax.random.normal(noise_key, (n, 2)), "t": t}
+
+    def pretrain_loss(params, frozen, batch, noise):
+        denoiser = lambda x_t, t: denoise(params, x_t, t, None)
+        return denoising_loss(denoiser, schedule, batch["x0"], noise["eps"], noise["t"], "v"), {}
 
     def points(rng, n):
         means = np.asarray(config.law.means, np.float32)
@@ -127,7 +129,8 @@ def mixture(config) -> Recipe:
     return Recipe(
         stages={
             "pretrain": lambda products: fit_stage(
-                "pretrain", config, init_params=lambda: init_network(0), loss=pretrain_loss, data=points
+                "pretrain", config, init_params=lambda: init_network(0),
+                loss=pretrain_loss, data=points, draw=pretrain_noise,
             ),
             "distill": game("distill", with_reward=False),
             "align": game("align", with_reward=True),
