@@ -16,7 +16,7 @@ For a linear reward, t' = t and x' = x_t + (σ²/α)∇ℓ.  The paper's proxy (
 (3) in that shift: right while the denoiser is linear along it, and far too long where the posterior has
 several modes, whose weights saturate under a tilt while a derivative does not.  (3) costs a forward
 pass where the proxy costs a backward one (twice that), needs no derivative of the denoiser, and cannot
-leave the hull of the denoiser's outputs.
+leave the data's hull if the denoiser is exact.
 
 `shifted` takes λ = ∇ℓ(x̂), κ = 0: two evaluations.
 

@@ -62,8 +62,12 @@ def exponent_gradient(query: Query, x0: Array) -> Array:
 
 
 def inner(a: Array, b: Array) -> Array:
-    """a·b per sample, `[b]`."""
-    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
+    """a·b per sample, `[b]`.
+
+    A dot product, and no sum of a product: with one factor broadcast by a vmap over samples, jaxlib 0.10.2
+    compiles such sums wrongly for the CPU once they have many outputs (jax issue 39103).
+    """
+    return jnp.einsum("bi,bi->b", a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1))
 
 
 def posterior_samples(query: Query, x_t: Array, t: Array, x_hat: Array) -> tuple[Array, Array]:
@@ -75,7 +79,7 @@ def posterior_samples(query: Query, x_t: Array, t: Array, x_hat: Array) -> tuple
 
 def weighted_sum(weights: Array, samples: Array) -> Array:
     """Σ_i w_i x_i, for `weights [n, b]` and `samples [n, b, ...]`."""
-    return jnp.sum(per_sample(weights, samples) * samples, axis=0)
+    return jnp.einsum("nb,nb...->b...", weights, samples)  # for the reason given in `inner`
 
 
 def _chain_rule(query: Query, grads: tuple[Array, Array]) -> Array:
