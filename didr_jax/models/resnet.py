@@ -1,0 +1,85 @@
+"""Convolutional parts that the UNet and the autoencoder share.  All NHWC.
+
+Sources: `ResnetBlock2D`, `Upsample2D`, `Downsample2D` of diffusers.
+"""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from didr_jax.types import Array
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation; statistics and arithmetic in float32, result in `dtype`."""
+
+    groups: int
+    eps: float
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        # E[x²] − E[x]² would lose what is left of small variances after large means.
+        norm = nn.GroupNorm(
+            self.groups, epsilon=self.eps, use_fast_variance=False, dtype=jnp.float32, param_dtype=self.param_dtype
+        )
+        nn.share_scope(self, norm)
+        return norm(x).astype(self.dtype)
+
+
+class ResnetBlock(nn.Module):
+    """norm → silu → conv → (+ time embedding) → norm → silu → conv, plus a skip.
+
+    `x [b, h, w, c]`, `temb [b, d]` or None for the autoencoder → `[b, h, w, channels]`.
+    """
+
+    channels: int
+    groups: int
+    eps: float
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, temb: Array | None = None) -> Array:
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        norm = functools.partial(GroupNorm, self.groups, self.eps, **types)
+        conv = functools.partial(nn.Conv, self.channels, (3, 3), padding=1, **types)
+        h = conv(name="conv1")(nn.silu(norm(name="norm1")(x)))
+        if temb is not None:
+            h += nn.Dense(self.channels, name="time_emb_proj", **types)(nn.silu(temb))[:, None, None]
+        h = conv(name="conv2")(nn.silu(norm(name="norm2")(h)))
+        if x.shape[-1] != self.channels:
+            x = nn.Dense(self.channels, name="conv_shortcut", **types)(x)  # a 1x1 convolution
+        return x + h
+
+
+class Downsample(nn.Module):
+    """Convolution with stride 2.  `padding` is ((top, bottom), (left, right))."""
+
+    padding: tuple = ((1, 1), (1, 1))
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        return nn.Conv(x.shape[-1], (3, 3), strides=2, padding=self.padding, name="conv", **types)(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour to twice the size, cropped to `size` (h, w) if given, and a convolution."""
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, size: tuple[int, int] | None = None) -> Array:
+        b, h, w, c = x.shape
+        # Broadcast and reshape: unlike a gather, its gradient is a plain sum.
+        x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+        if size is not None:
+            x = x[:, : size[0], : size[1]]
+        return nn.Conv(c, (3, 3), padding=1, name="conv", dtype=self.dtype, param_dtype=self.param_dtype)(x)

@@ -1,0 +1,198 @@
+"""Tensor files: name -> array mappings read from and written to Hugging Face style checkpoints.
+
+A *tensor* here is anything with `.shape`, `.dtype` and `np.asarray(...)`.  Reading maps the file
+into memory, so a tensor costs nothing until its bytes are used, and slicing it reads only the slice.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from didr_jax.types import InputError
+
+Tensors = Mapping[str, Any]
+
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_pytorch_model")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def read_tensors(path: str | os.PathLike, *, variant: str | None = None) -> Tensors:
+    """Opens a checkpoint as a lazy mapping name -> numpy array.
+
+    Args:
+      path: a `.safetensors` file (a bare UNet file, say), an index `*.json` of a sharded checkpoint, a
+        torch pickle (`.bin`, `.pt`, `.pth`, `.ckpt`; weights-only, and only where torch is
+        installed), or a folder that holds one of them under diffusers' or transformers' names.
+      variant: `"fp16"` picks `*.fp16.safetensors` in a folder.  Without it the plain files are
+        taken, or, where there are none, the only variant that is there.
+
+    Raises:
+      InputError: nothing readable there, a shard is absent, a file is cut short or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _pick(path, variant)
+    if not path.is_file():
+        raise InputError(f"weights: no such file or folder: {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix == ".json":
+        return _read_index(path)
+    if path.suffix in _PICKLES:
+        return _read_pickle(path)
+    raise InputError(f"weights: {path} is none of .safetensors, .json (index), {', '.join(_PICKLES)}")
+
+
+def _pick(folder: Path, variant: str | None) -> Path:
+    tag = f".{variant}" if variant else ""
+    for kind in ("safetensors", "bin", "pt"):
+        for stem in _STEMS:
+            for name in (f"{stem}{tag}.{kind}", f"{stem}.{kind}.index{tag}.json"):
+                if (folder / name).is_file():
+                    return folder / name
+    if variant is None:
+        named = re.compile(rf"({'|'.join(_STEMS)})(\.\w+\.safetensors|\.safetensors\.index\.\w+\.json)")
+        only = [p for p in sorted(folder.iterdir()) if named.fullmatch(p.name)]
+        if len(only) == 1:
+            return only[0]
+    found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+    raise InputError(
+        f"weights: no {_STEMS[0]}{tag}.safetensors, model{tag}.safetensors or index of them in {folder}"
+        f" (it holds {found}); give the file itself or set the variant"
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(length))
+        data = np.memmap(path, np.uint8, mode="r", offset=8 + length)
+        tensors = {}
+        for name, spec in header.items():
+            if name == "__metadata__":
+                continue
+            start, stop = spec["data_offsets"]
+            dtype = np.dtype(_DTYPES[spec["dtype"]])
+            tensors[name] = data[start:stop].view(dtype).reshape(spec["shape"])
+        return tensors
+    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as e:
+        raise InputError(f"weights: {path} is not a whole safetensors file ({e}); fetch it again") from e
+
+
+def _read_index(path: Path) -> dict[str, np.ndarray]:
+    try:
+        shard_of = json.loads(path.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f"weights: {path} is not an index of shards (no weight_map)") from e
+    absent = sorted(s for s in set(shard_of.values()) if not (path.parent / s).is_file())
+    if absent:
+        raise InputError(f"weights: {path} names shards that are not beside it: {', '.join(absent)}")
+    shards = {s: read_tensors(path.parent / s) for s in sorted(set(shard_of.values()))}
+    astray = sorted(name for name, s in shard_of.items() if name not in shards[s])
+    if astray:
+        raise InputError(f"weights: {path} promises tensors its shards lack: {', '.join(astray)}")
+    return {name: shards[s][name] for name, s in shard_of.items()}
+
+
+def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f"weights: {path} is a torch pickle; install torch, or convert it once where torch is: "
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'FILE.safetensors')"
+        ) from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as e:  # torch raises half a dozen kinds here, all meaning the same to the user
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise InputError(f"weights: {path} cannot be read as weights only ({reason})") from e
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
+
+    def numpy(t):
+        if t.dtype == torch.bfloat16:  # numpy has no bfloat16 of its own
+            return t.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        return t.detach().numpy()
+
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise InputError(f"weights: {path} holds something else than a state dict of tensors")
+    return {name: numpy(t) for name, t in state.items()}
+
+
+def write_safetensors(path: str | os.PathLike, tensors: Tensors, *, max_bytes: int | None = None) -> None:
+    """Writes a checkpoint that `from_pretrained` of diffusers and transformers accepts.
+
+    Tensors are brought to the host one at a time.  A file is written under a temporary name and
+    renamed when whole.
+
+    Args:
+      path: the `.safetensors` file; its folder is made.
+      tensors: name -> array (numpy, jax, or lazy as `engine.to_torch` gives).
+      max_bytes: largest shard.  Beyond it the file is split into `STEM-00001-of-0000N.safetensors`
+        with an index `STEM.safetensors.index.json`.  None: one file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shards = _split(tensors, max_bytes)
+    if len(shards) == 1:
+        return _write_one(path, tensors, shards[0])
+    weight_map = {}
+    for i, names in enumerate(shards):
+        name = f"{path.stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        _write_one(path.parent / name, tensors, names)
+        weight_map.update(dict.fromkeys(names, name))
+    index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": weight_map}
+    path.with_name(path.name + ".index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
+
+
+def _nbytes(tensor: Any) -> int:
+    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+
+
+def _split(tensors: Tensors, max_bytes: int | None) -> list[list[str]]:
+    shards, room = [[]], max_bytes or math.inf
+    for name in sorted(tensors):
+        size = _nbytes(tensors[name])
+        if shards[-1] and size > room:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _write_one(path: Path, tensors: Tensors, names: Iterable[str]) -> None:
+    # Wider types first, so that each tensor starts on a multiple of its item size.
+    names = sorted(names, key=lambda n: (-np.dtype(tensors[n].dtype).itemsize, n))
+    header, start = {"__metadata__": {"format": "pt"}}, 0
+    for name in names:
+        stop = start + _nbytes(tensors[name])
+        dtype = _NAMES[np.dtype(tensors[name].dtype)]
+        header[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [start, stop]}
+        start = stop
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as f:
+        f.write(len(head).to_bytes(8, "little") + head)
+        for name in names:
+            f.write(np.ascontiguousarray(np.asarray(tensors[name])).tobytes())
+    os.replace(partial, path)
