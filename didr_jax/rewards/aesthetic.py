@@ -1,0 +1,57 @@
+"""LAION's aesthetic predictor (christophschuhmann/improved-aesthetic-predictor, `simple_inference.py`)."""
+
+import functools
+import os
+from typing import Any
+
+import jax.numpy as jnp
+
+from didr_jax.models.blip import LinearHead
+from didr_jax.models.clip import VisionTower
+from didr_jax.rewards.base import RewardModel
+from didr_jax.rewards.cosine import unit
+from didr_jax.rewards.preprocess import resize_and_crop
+from didr_jax.tokens import utf8
+from didr_jax.types import Array, InputError, PyTree
+from didr_jax.weights.blip import load_aesthetic_head
+from didr_jax.weights.clip import Configs, load_vision
+
+
+def load(
+    weights: str | os.PathLike,
+    clip: str | os.PathLike,
+    *,
+    arch: str | Configs | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    remat: bool = False,
+    shardings: Any = None,
+) -> RewardModel:
+    """A linear head on the unit-length CLIP embedding, about 1 to 10.  It never looks at the prompt.
+
+    Images: shortest side to 224, centre crop as torchvision rounds it.
+
+    Args:
+      weights: `sac+logos+ava1-l14-linearMSE.pth` or its tensors as safetensors.
+      clip: OpenAI's ViT-L/14 as a Hugging Face folder, or an open_clip file with its `arch`.
+      arch, dtype, param_dtype, remat, shardings: as in `hps.load`.
+    """
+    vision, tower = load_vision(clip, arch, dtype=param_dtype, shardings=shardings)
+    if vision.embed is None:
+        raise InputError(f"aesthetic: {clip} has no visual projection; give a whole CLIP, not an image tower")
+    params = {"vision": tower, "head": load_aesthetic_head(weights, vision.embed, shardings=shardings)}
+    model = VisionTower(vision, remat=remat, dtype=dtype)
+
+    def score(params: PyTree, pixels: Array, tokens: PyTree) -> Array:
+        embedding = model.apply({"params": params["vision"]}, pixels)
+        return LinearHead().apply({"params": params["head"]}, unit(embedding))
+
+    return RewardModel(
+        "aesthetic",
+        params,
+        preprocess=functools.partial(resize_and_crop, size=vision.image_size),
+        score=score,
+        tokenize=utf8,
+        centre=5.45,
+        spread=0.38,
+    )

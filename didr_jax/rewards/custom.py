@@ -1,0 +1,83 @@
+"""A user's own reward: any Python function, differentiable or not."""
+
+import importlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from didr_jax.rewards.base import RewardModel
+from didr_jax.tokens import from_utf8, utf8
+from didr_jax.types import Array, InputError, PyTree
+
+
+def load(
+    path: str, *, name: str = "custom", differentiable: bool = False, centre: float = 0.0, spread: float = 1.0
+) -> RewardModel:
+    """The reward at `path`, `"module:function"`.
+
+    Black box, the default: `function(images, prompts) -> b numbers` on the host, where `images` is a float32 numpy
+    array `[b, h, w, 3]` in [-1, 1] and `prompts` a list of b strings.  It may call anything but jax, and it is
+    called once for all samples at hand; under jit and vmap it works as any reward.
+
+    `differentiable=True`: `function(images, tokens) -> [b]` made of jax operations.  `tokens` is what the function's
+    attribute `tokenize(prompts)` returns (numpy arrays with leading axis b), by default the prompts' bytes,
+    `{"utf8": uint8 [b, n]}`.
+
+    Raises:
+      InputError: no such module or function; a black box that is asked for its gradient or returns another number
+        of scores.
+    """
+    function = _resolve(path)
+    if differentiable:
+        score = lambda params, images, tokens: function(images, tokens).astype(jnp.float32)
+        tokenize = getattr(function, "tokenize", utf8)
+    else:
+        score, tokenize = black_box(function, path), utf8
+    return RewardModel(name, {}, lambda images: images, score, tokenize, differentiable, centre, spread)
+
+
+def _resolve(path: str) -> Callable:
+    module, _, attribute = path.partition(":")
+    if not (module and attribute):
+        raise InputError(f"custom reward {path!r}: write it as 'module:function'")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except ImportError as e:
+        raise InputError(f"custom reward {path!r}: cannot import {module} ({e}); is its folder on PYTHONPATH?") from e
+    except AttributeError:
+        raise InputError(f"custom reward {path!r}: module {module} has no {attribute}") from None
+    if not callable(function):
+        raise InputError(f"custom reward {path!r}: {attribute} is not a function")
+    return function
+
+
+def black_box(
+    function: Callable[[np.ndarray, Sequence[str]], Sequence[float]], path: str
+) -> Callable[[PyTree, Array, PyTree], Array]:
+    """`function(images, prompts)` on the host as a reward's `score`."""
+
+    def on_host(images, prompts) -> np.ndarray:
+        # Under vmap the arguments carry further leading axes: one call serves them all.
+        images, prompts = np.asarray(images), np.asarray(prompts)
+        flat = images.reshape(-1, *images.shape[-3:])
+        scores = function(flat, from_utf8(prompts.reshape(-1, prompts.shape[-1])))
+        scores = np.asarray(scores, np.float32)
+        if scores.shape != flat.shape[:1]:
+            raise InputError(f"custom reward {path!r} returned shape {scores.shape} for {len(flat)} images")
+        return scores.reshape(images.shape[:-3])
+
+    @jax.custom_jvp
+    def call(images: Array, prompts: Array) -> Array:
+        shape = jax.ShapeDtypeStruct(images.shape[:1], jnp.float32)
+        return jax.pure_callback(on_host, shape, images.astype(jnp.float32), prompts, vmap_method="broadcast_all")
+
+    @call.defjvp
+    def _(primals, tangents):
+        raise InputError(
+            f"custom reward {path!r} is a black box and has no gradient; use a gradient-free estimator "
+            "(covariance), or differentiable=True if it is made of jax operations"
+        )
+
+    return lambda params, images, tokens: call(images, jnp.asarray(tokens["utf8"]))

@@ -1,0 +1,150 @@
+"""Scores a folder of images and their prompts: the rewards that train are the metrics that measure."""
+
+import csv
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from didr_jax.rewards.base import RewardModel
+from didr_jax.types import InputError
+
+# Names under which a row of the prompt file may call its image and its prompt, best first.
+IMAGE_FIELDS = ("image", "file_name", "file", "path", "filename")
+PROMPT_FIELDS = ("prompt", "caption", "text")
+
+Pair = tuple[str, str]
+
+
+def read_pairs(path: str | os.PathLike) -> list[Pair]:
+    """(image name, prompt) of every row of a `.jsonl`, `.csv` or `.tsv` file, in order.
+
+    Raises:
+      InputError: another kind of file, unreadable or empty; a row without an image or a prompt.
+    """
+    path = Path(path)
+    readers = {".jsonl": _jsonl, ".csv": lambda f: csv.DictReader(f),
+               ".tsv": lambda f: csv.DictReader(f, delimiter="\t")}  # fmt: skip
+    if path.suffix not in readers:
+        raise InputError(f"prompts: {path} is none of {', '.join(readers)}")
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            rows = list(readers[path.suffix](f))
+    except (OSError, ValueError, csv.Error) as e:
+        raise InputError(f"prompts: cannot read {path}: {e}") from e
+    if not rows:
+        raise InputError(f"prompts: {path} has no rows")
+    return [tuple(_field(row, names, f"{path}, row {i}") for names in (IMAGE_FIELDS, PROMPT_FIELDS))
+            for i, row in enumerate(rows, 1)]  # fmt: skip
+
+
+def _jsonl(lines) -> Iterator[dict]:
+    return (json.loads(line) for line in lines if line.strip())
+
+
+def _field(row: dict, names: Sequence[str], where: str) -> str:
+    value = next((row[n] for n in names if isinstance(row, dict) and row.get(n)), None)
+    if not isinstance(value, str):
+        raise InputError(f"prompts: {where} has no text under {' or '.join(names)}")
+    return value
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """An image file -> float32 `[h, w, 3]` in [-1, 1]; transparency is dropped, as the rewards' own code does.
+
+    Raises:
+      InputError: no such file, or not an image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"), np.float32) / 127.5 - 1
+    except OSError as e:  # PIL's own error for a damaged image is one, too
+        raise InputError(f"images: cannot read {path} ({e})") from e
+
+
+def score_folder(
+    images: str | os.PathLike,
+    prompts: str | os.PathLike,
+    rewards: Sequence[RewardModel],
+    out: str | os.PathLike | None = None,
+    *,
+    batch_size: int = 8,
+) -> list[dict[str, str | float]]:
+    """Scores every image against its prompt by all rewards, in their published units, and prints the means.
+
+    Images of any sizes: those of one size are scored together; only the resize is compiled anew for another size.
+
+    Args:
+      images: the folder.
+      prompts: `.jsonl`, `.csv` or `.tsv` with an image name (relative to the folder) and a prompt a row.
+      rewards: `didr_jax.rewards.load(...)` each, with different names.
+      out: a `.csv` to write; its folder is made.
+      batch_size: images scored at once.
+
+    Returns:
+      One dict a row of the prompt file, in its order: `image`, `prompt` and a score for each reward's name.
+
+    Raises:
+      InputError: unreadable prompts or images (all absent files are named at once), no rewards.
+    """
+    if not rewards or len({r.name for r in rewards}) < len(rewards):
+        raise InputError("score: give one or more rewards with different names")
+    pairs = read_pairs(prompts)
+    absent = sorted({name for name, _ in pairs if not (Path(images) / name).is_file()})
+    if absent:
+        raise InputError(f"score: {len(absent)} images are not in {images}: {', '.join(absent)}")
+    programs = {r.name: (jax.jit(r.score), jax.jit(r.preprocess)) for r in rewards}
+    rows: list[dict] = [{"image": name, "prompt": prompt} for name, prompt in pairs]
+    for indices in _batches(Path(images), pairs, batch_size):
+        filled = indices + [indices[-1]] * (batch_size - len(indices))  # one shape, one program
+        x = np.stack([read_image(Path(images) / pairs[i][0]) for i in filled])
+        text = [pairs[i][1] for i in filled]
+        for r in rewards:
+            score, preprocess = programs[r.name]
+            for i, value in zip(indices, np.asarray(score(r.params, preprocess(x), r.tokenize(text)))):
+                rows[i][r.name] = float(value)
+    if out is not None:
+        _write(Path(out), rows)
+    print(table(rows, [r.name for r in rewards]))
+    return rows
+
+
+def _batches(folder: Path, pairs: Sequence[Pair], batch_size: int) -> Iterator[list[int]]:
+    """Row numbers, at most `batch_size` at a time, all of one image size."""
+    from PIL import Image
+
+    by_size = defaultdict(list)
+    for i, (name, _) in enumerate(pairs):
+        try:
+            with Image.open(folder / name) as image:  # reads the header only
+                by_size[image.size].append(i)
+        except OSError as e:
+            raise InputError(f"images: cannot read {folder / name} ({e})") from e
+    for indices in by_size.values():
+        for start in range(0, len(indices), batch_size):
+            yield indices[start : start + batch_size]
+
+
+def _write(path: Path, rows: Sequence[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def table(rows: Sequence[dict], names: Sequence[str]) -> str:
+    """Mean and standard deviation of each reward over the finite scores, as text; non-finite ones are counted."""
+    lines = [f"{'reward':<14} {'mean':>10} {'std':>10} {'images':>8} {'not finite':>11}"]
+    for name in names:
+        scores = np.array([row[name] for row in rows])
+        finite = scores[np.isfinite(scores)]
+        mean, std = (finite.mean(), finite.std()) if finite.size else (np.nan, np.nan)
+        lines.append(f"{name:<14} {mean:>10.4f} {std:>10.4f} {len(rows):>8} {len(rows) - finite.size:>11}")
+    return "\n".join(lines)

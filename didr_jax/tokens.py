@@ -1,0 +1,61 @@
+"""Prompts to arrays, on the host: what text encoders and rewards take beside the image."""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from didr_jax.types import InputError
+
+Tokens = dict[str, np.ndarray]
+Tokenizer = Callable[[Sequence[str]], Tokens]
+
+
+def clip_tokenizer(folder: str | os.PathLike, length: int = 77) -> Tokenizer:
+    """CLIP's byte-pair tokenizer -> prompts to `{"ids": int32 [b, length]}`.
+
+    Padded with the folder's own padding token (the states of padding condition SDXL) and truncated so that the
+    end-of-text token stays last.  `folder`: any Hugging Face CLIP folder or a pipeline's `tokenizer*`.
+    """
+    from transformers import CLIPTokenizer
+
+    return functools.partial(_ids, _from_folder(CLIPTokenizer, folder), length, masked=False)
+
+
+def bert_tokenizer(folder: str | os.PathLike, length: int = 35) -> Tokenizer:
+    """BERT's uncased word pieces -> prompts to `{"ids": int32 [b, length], "mask": bool [b, length]}`."""
+    from transformers import BertTokenizer
+
+    return functools.partial(_ids, _from_folder(BertTokenizer, folder), length, masked=True)
+
+
+def utf8(prompts: Sequence[str]) -> Tokens:
+    """Prompts as zero-padded bytes, `{"utf8": uint8 [b, n]}`: text for functions that want the words themselves.
+
+    n is a multiple of 256, so that prompts of usual lengths share one compiled program.
+    """
+    raw = [p.encode() for p in prompts]
+    width = 256 * max(1, -(-max(map(len, raw), default=0) // 256))
+    return {"utf8": np.frombuffer(b"".join(p.ljust(width, b"\0") for p in raw), np.uint8).reshape(-1, width)}
+
+
+def from_utf8(tokens: np.ndarray) -> list[str]:
+    """The inverse of `utf8`: uint8 `[b, n]` -> b strings."""
+    return [bytes(row).rstrip(b"\0").decode() for row in np.asarray(tokens)]
+
+
+def _from_folder(kind: type, folder: str | os.PathLike):
+    if not Path(folder).is_dir():
+        raise InputError(f"tokenizer: no such folder: {folder}; give one with tokenizer.json or vocabulary files")
+    files = ("tokenizer.json", "vocab.json", "vocab.txt")
+    if not any((Path(folder) / name).is_file() for name in files):
+        raise InputError(f"tokenizer: {folder} holds none of {', '.join(files)}")
+    return kind.from_pretrained(folder)
+
+
+def _ids(tokenizer, length: int, prompts: Sequence[str], *, masked: bool) -> Tokens:
+    out = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="np")
+    tokens = {"ids": out["input_ids"].astype(np.int32)}
+    return {**tokens, "mask": out["attention_mask"].astype(bool)} if masked else tokens
