@@ -4,25 +4,16 @@ Source: `UNet2DConditionModel` of diffusers; SDXL is arXiv 2307.01952.
 """
 
 import functools
-import math
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from didr_jax.models.resnet import Downsample, GroupNorm, ResnetBlock, Upsample
+from didr_jax.models.sinusoid import sinusoid
 from didr_jax.models.transformer2d import Transformer2D
 from didr_jax.models.unet_config import UNetConfig
 from didr_jax.types import Array, InputError
-
-
-def sinusoid(t: Array, dim: int, *, cos_first: bool = True, freq_shift: float = 0) -> Array:
-    """`t [...]` → `[..., dim]`, float32: sines and cosines of t at periods 2π…20000π (arXiv 1706.03762)."""
-    half = dim // 2
-    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
-    angles = t.astype(jnp.float32)[..., None] * frequencies
-    parts = [jnp.cos(angles), jnp.sin(angles)] if cos_first else [jnp.sin(angles), jnp.cos(angles)]
-    return jnp.concatenate(parts, axis=-1)
 
 
 class EmbeddingMLP(nn.Module):
