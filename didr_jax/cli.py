@@ -13,7 +13,7 @@ from didr_jax.types import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
-_MODE = flags.DEFINE_string("mode", "train", "train | sample | eval")
+_MODE = flags.DEFINE_string("mode", "train", "train | sample | eval | export | score")
 
 
 def _train(recipe, config, workdir: str, log: RunLog) -> None:
@@ -28,7 +28,16 @@ def _evaluate(recipe, config, workdir: str, log: RunLog) -> None:
     recipe.evaluate(load_products(recipe, config, workdir), workdir, log)
 
 
-MODES = {"train": _train, "sample": _sample, "eval": _evaluate}
+def _export(recipe, config, workdir: str, log: RunLog) -> None:
+    recipe.export(load_products(recipe, config, workdir), workdir, log)
+
+
+def _score(recipe, config, workdir: str, log: RunLog) -> None:
+    recipe.score(workdir, log)
+
+
+MODES = {"train": _train, "sample": _sample, "eval": _evaluate, "export": _export, "score": _score}
+OPTIONAL = ("export", "score")  # modes that a recipe may not have
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -80,12 +89,19 @@ def _run(_argv: list[str]) -> None:
     try:
         validate(config)
         recipe = recipes.build(config)
+        _check(recipe, config, _MODE.value)
         claim_workdir(config, workdir)
         log = RunLog(workdir, config.log.tensorboard)
         MODES[_MODE.value](recipe, config, workdir, log)
         log.close()
     except InputError as error:
         _refuse(error)
+
+
+def _check(recipe, config, mode: str) -> None:
+    if mode in OPTIONAL and getattr(recipe, mode) is None:
+        raise InputError(f"--mode={mode}: the recipe {config.recipe!r} has no such mode")
+    recipe.check(mode)
 
 
 def _refuse(error: InputError) -> None:
