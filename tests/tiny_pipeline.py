@@ -12,9 +12,9 @@ HEIGHT, WIDTH = 32, 48
 PROMPTS = ["a cat", "a photo of a dog on the mat", "red, red cat of the dog", "mat", "the cat of cats"]
 TOWER = dict(num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
 TEXT = dict(TOWER, vocab_size=CLIP_VOCAB, bos_token_id=CLIP_BOS, eos_token_id=CLIP_EOS, pad_token_id=CLIP_EOS)
-UNET = dict(
-    block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+UNET = dict(  # text is attended to in the middle only, which halves the time to compile
+    block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+    down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
 )  # fmt: skip
 XL = dict(
     UNET, transformer_layers_per_block=(1, 2), attention_head_dim=(1, 2), cross_attention_dim=16 + 24,
