@@ -3,8 +3,7 @@
     python benchmarks/pareto.py --config=configs/digits.py --workdir=runs/pareto [--sweep=didr:1,dipp:1/.5/.2]
 
 The stages before `align` are trained once (or found finished in the workdir); then each (objective, β)
-trains `align` in a workdir of its own and is measured against the same target law, that of
-`config.eval.target_beta`.  Writes pareto.json, pareto.md and pareto.png.
+trains `align` in a workdir of its own and is measured against the same targets (`config.eval`).  Writes pareto.json, pareto.md and pareto.png.
 """
 
 import json
@@ -24,18 +23,22 @@ _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/pareto", "Where everything goes.")
 _SWEEP = flags.DEFINE_string(
     "sweep",
-    "didr:2/1/.5,didr@drp:2/1/.5,dipp:2/1/.5/.25,distar:2/1/.5/.25,refl:1",
-    "objective[@estimator]:beta/beta/… of each curve, separated by commas.",
+    "didr:2/1/.5/.25,didr@drp:2/1/.5,dipp:2/1/.5/.25,distar:4/2/1/.5,refl:1#10/1#20/1#40/1#80",
+    "objective[@estimator]:beta[#steps]/… of each curve, separated by commas; refl has no beta, its strength is "
+    "the number of steps.",
 )
 
 
 def variants(sweep: str):
-    """(label, objective, estimator or None, beta) of each run of a sweep."""
+    """(label, changes to the config's `align` section) of each run of a sweep."""
     for curve in sweep.split(","):
-        label, betas = curve.split(":")
+        label, points = curve.split(":")
         objective, _, estimator = label.partition("@")
-        for beta in betas.split("/"):
-            yield label, objective, estimator or None, float(beta)
+        for point in points.split("/"):
+            beta, _, steps = point.partition("#")
+            changes = {"objective": objective, "beta": float(beta)}
+            changes |= {"estimator": estimator} if estimator else {}
+            yield label, changes | ({"steps": int(steps)} if steps else {})
 
 
 def run_variant(config, base: str, workdir: str, log: RunLog) -> dict[str, float]:
@@ -52,18 +55,22 @@ def run_variant(config, base: str, workdir: str, log: RunLog) -> dict[str, float
 def write(workdir: str, rows: list[dict]) -> None:
     with open(os.path.join(workdir, "pareto.json"), "w") as file:
         json.dump(rows, file, indent=1)
-    figures = [name for name in rows[0] if name not in ("label", "beta")]
+    figures = [name for name in rows[0] if name not in ("label", "beta", "steps")]
     with open(os.path.join(workdir, "pareto.md"), "w") as file:
-        file.write("| objective | β | " + " | ".join(figures) + " |\n|---" * 1 + "|---" * (len(figures) + 1) + "|\n")
+        file.write("| objective | β | steps | " + " | ".join(figures) + " |\n" + "|---" * (len(figures) + 3) + "|\n")
         for row in rows:
             cells = " | ".join(f"{row[name]:.4g}" for name in figures)
-            file.write(f"| {row['label']} | {row['beta']:g} | {cells} |\n")
+            file.write(f"| {row['label']} | {row['beta']:g} | {row['steps']} | {cells} |\n")
     others = [name for name in figures if name != "reward"]
     plot, axes = plt.subplots(1, len(others), figsize=(4 * len(others), 3.4), squeeze=False)
     for axis, name in zip(axes[0], others):
         for label in dict.fromkeys(row["label"] for row in rows):
             curve = [(row["reward"], row[name]) for row in rows if row["label"] == label]
             axis.plot(*zip(*curve), "o-", ms=4, label=label)
+        top = max(row["reward"] for row in rows if row["label"].startswith("didr"))  # collapsed runs leave the picture
+        inside = [row[name] for row in rows if row["reward"] <= 1.3 * top]
+        axis.set_xlim(min(row["reward"] for row in rows) - 0.1, 1.3 * top)
+        axis.set_ylim(0.9 * min(inside), 1.1 * max(inside))
         axis.set_xlabel("reward")
         axis.set_title(name)
     axes[0][0].legend(fontsize=7)
@@ -75,7 +82,7 @@ def write(workdir: str, rows: list[dict]) -> None:
 def main(_argv) -> None:
     logging.set_verbosity(logging.WARNING)
     config, workdir = _CONFIG.value.copy_and_resolve_references(), _WORKDIR.value
-    with config.unlocked():
+    if "target_beta" in config.eval:
         config.eval.target_beta = config.eval.target_beta or config.align.beta
     validate(config)
     base = os.path.join(workdir, "base")
@@ -86,15 +93,15 @@ def main(_argv) -> None:
         early.stages = config.stages[:-1]
     train(recipes.build(early), early, base, log)
     rows = []
-    for label, objective, estimator, beta in variants(_SWEEP.value):
+    for label, changes in variants(_SWEEP.value):
         variant = config.copy_and_resolve_references()
         with variant.unlocked():
-            variant.align.objective, variant.align.beta = objective, beta
-            if estimator:
-                variant.align.estimator = estimator
-        where = os.path.join(workdir, f"{label.replace('@', '-')}-{beta:g}")
+            variant.align.update(changes)
+        name = f"{label.replace('@', '-')}-{variant.align.beta:g}-{variant.align.steps}"
+        where = os.path.join(workdir, name)
         os.makedirs(where, exist_ok=True)
-        rows.append({"label": label, "beta": beta} | run_variant(variant, base, where, RunLog(where)))
+        row = {"label": label, "beta": variant.align.beta, "steps": variant.align.steps}
+        rows.append(row | run_variant(variant, base, where, RunLog(where)))
         log.say(json.dumps(rows[-1]))
         write(workdir, rows)
 

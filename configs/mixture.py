@@ -6,7 +6,6 @@ Other methods and strengths: --config.align.objective=dipp --config.align.beta=4
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from didr_jax.config import base, fit, game
 
@@ -30,17 +29,20 @@ def get_config() -> ml_collections.ConfigDict:
     config.network.depth = 3  # residual layers
     config.network.spread = 2.0  # the generator is spread·z plus the network, so that it starts wide
 
-    config.pretrain = fit(steps=2000, lr=1e-3, batch_size=1024)
+    config.pretrain = fit(steps=2000, lr=1e-3, batch_size=512)
 
-    config.distill = game(steps=1500, lr=3e-4, batch_size=512)
+    config.distill = game(steps=1500, lr=3e-4, batch_size=256)
     config.distill.objective = "di"
-    config.align = game(steps=2000, lr=1e-4, batch_size=512)
+    config.align = game(steps=1500, lr=2e-4, batch_size=256)
+    config.align.estimator = "conjugate"
     for stage in (config.distill, config.align):
         stage.ta_optimizer.lr = 1e-3
+        stage.generator_optimizer.decay = True
+        stage.generator_optimizer.b1 = 0.0  # the TA lags: momentum on top of it overshoots
 
     config.eval = ml_collections.ConfigDict()
     config.eval.samples = 4000  # drawn from each law for the distances
-    config.eval.target_beta = config_dict.placeholder(float)  # beta of the target law p*; None: align.beta
+    config.eval.target_betas = (1.0, 4.0)  # of the tilted laws p* that distances are measured to
     config.eval.seed = 1234  # of the evaluation's noise
 
     config.sample = ml_collections.ConfigDict()

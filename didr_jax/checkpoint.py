@@ -1,13 +1,71 @@
 """Saving and restoring the whole state of a stage, so that nothing trained is lost.
 
 Saves are asynchronous and atomic (orbax writes beside and renames): a process killed at any moment
-leaves the previous save intact.
+leaves the previous save intact.  Every save carries
+
+    state   parameters, averages, optimisers, counters; the data position and all randomness follow
+            from the step
+    meta    the config, the code's version, and of every leaf its shape, dtype and digest
+
+The digest is a weighted sum of bits (mod 2³²) that no single wrong word leaves unchanged.  It
+is computed where the leaf lives and does not depend on how it is split, so a state restored onto another
+mesh is checked to the last bit.  A save that cannot be read back exactly is named, set aside in
+`corrupt/`, and the one before it is used.
 """
 
+import contextlib
 import os
+import shutil
+import subprocess
+import time
+from typing import Callable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from didr_jax.exits import CannotSave
+from didr_jax.parallel import path_of, settle
+from didr_jax.startup import first, on_first
+from didr_jax.types import Array, InputError, PyTree
+
+
+@jax.jit
+def _digest(before: Array, x: Array) -> Array:
+    """3·before + Σ_i bits_i · (2i + 1) mod 2³²: odd weights, so that every single change shows."""
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+    bits = x.astype(word) if x.dtype == bool else jax.lax.bitcast_convert_type(x, word)
+    index = jnp.zeros((), jnp.uint32)
+    for dimension, size in enumerate(bits.shape):
+        index = index * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dimension)
+    return 3 * before + jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
+
+
+def _describe(tree: PyTree) -> dict[str, str]:
+    """`{path: "float32[64,3]"}` of arrays or their shapes."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_of(keys): f"{x.dtype}[{','.join(map(str, x.shape))}]" for keys, x in leaves}
+
+
+def _digests(tree: PyTree) -> dict[str, int]:
+    """A running digest over the leaves: the first that differs names the leaf that does."""
+    running, digest = {}, np.uint32(0)
+    for keys, x in jax.tree_util.tree_leaves_with_path(tree):
+        running[path_of(keys)] = digest = settle(_digest(digest, x))
+    return {path: int(value) for path, value in running.items()}
+
+
+def code_version() -> str:
+    """The git commit of this code, with "+" if it was edited since; "unknown" outside a checkout."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    command = ["git", "-C", here, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 class Checkpoints:
@@ -15,36 +73,165 @@ class Checkpoints:
 
     Args:
       directory: made if missing.
-      keep: how many of the newest saves to keep.
+      section: the policy, `config.checkpoint`.
+      about: what every save says of its origin, as JSON holds it.
+      say: prints a line for the user.
     """
 
-    def __init__(self, directory: str, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(os.path.abspath(directory), options=options)
+    def __init__(self, directory: str, section, about: dict | None = None, say: Callable[[str], None] = print):
+        self._directory, self._about, self._say, self._best = os.path.abspath(directory), about or {}, say, section.best
+        keep = [checkpoint_managers.LatestN(section.keep)]
+        if section.keep_every:
+            keep.append(checkpoint_managers.EveryNSteps(section.keep_every))
+        if section.best:
+            sign = 1 if section.best_mode == "max" else -1
+            figure = lambda metrics: sign * metrics[section.best]
+            keep.append(checkpoint_managers.BestN(figure, n=1, keep_checkpoints_without_metrics=False))
+        options = ocp.CheckpointManagerOptions(
+            create=True, preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep)
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest(self) -> int | None:
         """The step of the newest complete save, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state) -> None:
-        """Begins to save the state; returns as soon as it has left the devices."""
-        self._manager.save(step, args=ocp.args.StandardSave(vars(state)))
+    def steps(self) -> list[int]:
+        """The steps of all complete saves, in order."""
+        return sorted(self._manager.all_steps())
 
-    def restore(self, step: int, like):
-        """The state saved at `step`, with the structure, dtypes and shardings of the abstract state `like`."""
-        return type(like)(**self._manager.restore(step, args=ocp.args.StandardRestore(vars(like))))
+    def require_room(self, like: PyTree) -> None:
+        """Raises InputError, in every process, if one more save of `like` would not fit on the disk."""
+
+        def check():
+            need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
+            free = shutil.disk_usage(self._directory).free
+            if free < need:
+                raise InputError(
+                    f"--workdir: a checkpoint needs {need / 1e9:.3g} GB and {self._directory} has {free / 1e9:.3g} GB "
+                    "free; make room or choose another"
+                )
+
+        on_first(check)
+
+    def save(self, step: int, state, figures: dict[str, float] | None = None) -> None:
+        """Begins to save the state; returns as soon as it has left the devices.
+
+        Args:
+          step: its number; nothing happens if it is saved already.
+          state: a dataclass of arrays.
+          figures: what is logged of this step; the policy's best is judged by it.
+
+        Raises:
+          CannotSave: this save could not be begun, or the one before it not be finished.
+        """
+        if step == self._manager.latest_step():
+            return
+        meta = {"step": step, **self._about, "leaves": _describe(vars(state)), "digests": _digests(vars(state))}
+        judged = {self._best: figures[self._best]} if figures and np.isfinite(figures.get(self._best, np.nan)) else None
+        with self._writing(step):
+            contents = ocp.args.Composite(state=ocp.args.StandardSave(vars(state)), meta=ocp.args.JsonSave(meta))
+            self._manager.save(step, args=contents, metrics=judged)
+
+    @contextlib.contextmanager
+    def _writing(self, step: int | None):
+        try:
+            yield
+        except Exception as error:  # orbax hands on whatever its threads met
+            self._manager.reload()
+            cause = " ".join(str(error).split())[:300]
+            full = shutil.disk_usage(self._directory).free < 2**20
+            raise CannotSave(
+                f"{'the disk is full; ' if full else ''}could not write a checkpoint to {self._directory}"
+                f"{'' if step is None else f' around step {step}'}; the last good one is of step "
+                f"{self._manager.latest_step()}. Make room and start again. ({type(error).__name__}: {cause})"
+            ) from error
+
+    def restore_newest(self, like):
+        """The newest save that is whole.
+
+        Args:
+          like: the abstract state, with the shardings of today's mesh.
+
+        Returns:
+          (step, state), or None if nothing was ever saved.
+
+        Raises:
+          InputError: the newest save is of other networks or optimisers (nothing is touched), or there
+            are saves and none can be read.
+        """
+        damaged = []
+        while (step := self._manager.latest_step()) is not None:
+            state, problem = self._restore(step, like)
+            if problem is None:
+                return step, state
+            damaged.append(self._set_aside(step))
+            self._say(f"checkpoint {self._directory}/{step} is damaged ({problem}); moved to {damaged[-1]}")
+        if damaged:
+            raise InputError(
+                f"no checkpoint of {self._directory} can be read (moved to {', '.join(damaged)}); "
+                "put back a good copy, or start again to train this stage from its beginning"
+            )
+        return None
+
+    def _restore(self, step: int, like):
+        """(state, None), or (None, what is wrong with the save); the same answer in every process."""
+        state, problem = None, None
+        try:
+            wanted = _describe(vars(like))
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            differing = sorted(k for k in wanted.keys() | meta["leaves"].keys() if wanted.get(k) != meta["leaves"].get(k))
+            if differing:
+                k = differing[0]
+                raise InputError(
+                    f"checkpoint {self._directory}/{step} holds another state (saved by code {meta.get('code')}): {k} is "
+                    f"{meta['leaves'].get(k)} there and {wanted.get(k)} here, {len(differing)} leaves differ; use a new workdir"
+                )
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(vars(like)))
+            state = type(like)(**self._manager.restore(step, args=args)["state"])
+            now, then = _digests(vars(state)), meta["digests"]
+            wrong = [path for path in now if now[path] != then[path]]
+            if wrong:
+                problem = f"{wrong[0]} differs from what was saved"
+        except InputError:
+            raise
+        except Exception as error:  # whatever orbax and the file system find wrong
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        if jax.process_count() > 1:
+            if multihost_utils.process_allgather(np.asarray(problem is not None)).any() and problem is None:
+                problem = "another process cannot read it"
+        return (state, None) if problem is None else (None, problem)
+
+    def _set_aside(self, step: int) -> str:
+        """Moves a save out of the way, keeping it; returns where to."""
+        stage = os.path.basename(self._directory)
+        target = os.path.join(os.path.dirname(self._directory), "corrupt", f"{stage}-{step}-{int(time.time())}")
+        if first():
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.replace(os.path.join(self._directory, str(step)), target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(target)
+        self._manager.reload()
+        return target
 
     def wait(self) -> None:
-        """Blocks until every save that was begun is on disk."""
-        self._manager.wait_until_finished()
+        """Blocks until every save that was begun is on disk; raises CannotSave."""
+        with self._writing(None):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self.wait()
-        self._manager.close()
+        """As `wait`, and lets go of the directory."""
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
 
-def abstract(init, sharding=None):
-    """Shapes and dtypes of what `init()` makes, without making it, placed by `sharding`."""
-    place = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def abstract(init, places=None):
+    """Shapes and dtypes of what `init()` makes, without making it, placed by a pytree of shardings."""
     shapes = jax.eval_shape(init)
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes)
+    if places is None:
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        places = jax.tree.map(lambda _: here, shapes)
+    return jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, places)

@@ -1,5 +1,6 @@
 """The command line: flags, modes, and one clear line for anything that cannot be used."""
 
+import contextlib
 import sys
 
 from absl import app, flags, logging
@@ -7,9 +8,13 @@ from ml_collections import config_flags
 
 from didr_jax import recipes
 from didr_jax.config import claim_workdir, flatten, nearest, validate
+from didr_jax.exits import RunStopped
 from didr_jax.metrics import RunLog
+from didr_jax.parallel import to_host
+from didr_jax.startup import first, leave, on_first, start
 from didr_jax.train import load_products, train
 from didr_jax.types import InputError
+from didr_jax.workdir import lock
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
@@ -17,23 +22,31 @@ _MODE = flags.DEFINE_string("mode", "train", "train | sample | eval | export | s
 
 
 def _train(recipe, config, workdir: str, log: RunLog) -> None:
-    recipe.evaluate(train(recipe, config, workdir, log), workdir, log)
+    _report(recipe.evaluate, train(recipe, config, workdir, log), workdir, log)
 
 
 def _sample(recipe, config, workdir: str, log: RunLog) -> None:
-    recipe.sample(load_products(recipe, config, workdir), workdir, log)
+    _report(recipe.sample, load_products(recipe, config, workdir), workdir, log)
 
 
 def _evaluate(recipe, config, workdir: str, log: RunLog) -> None:
-    recipe.evaluate(load_products(recipe, config, workdir), workdir, log)
+    _report(recipe.evaluate, load_products(recipe, config, workdir), workdir, log)
+
+
+def _report(write, products: dict, workdir: str, log: RunLog) -> None:
+    """Process 0 reports, on its own, from whole copies of the parameters."""
+    products = to_host(products)
+    if first():
+        write(products, workdir, log)
 
 
 def _export(recipe, config, workdir: str, log: RunLog) -> None:
-    recipe.export(load_products(recipe, config, workdir), workdir, log)
+    _report(recipe.export, load_products(recipe, config, workdir), workdir, log)
 
 
 def _score(recipe, config, workdir: str, log: RunLog) -> None:
-    recipe.score(workdir, log)
+    if first():
+        recipe.score(workdir, log)
 
 
 MODES = {"train": _train, "sample": _sample, "eval": _evaluate, "export": _export, "score": _score}
@@ -87,15 +100,30 @@ def _run(_argv: list[str]) -> None:
     config, workdir = _CONFIG.value, _WORKDIR.value
     logging.set_verbosity(logging.WARNING)  # orbax narrates every save
     try:
+        start(config)
         validate(config)
         recipe = recipes.build(config)
         _check(recipe, config, _MODE.value)
-        claim_workdir(config, workdir)
-        log = RunLog(workdir, config.log.tensorboard)
-        MODES[_MODE.value](recipe, config, workdir, log)
-        log.close()
+        with contextlib.ExitStack() as held:
+            on_first(lambda: _claim(config, workdir, held))
+            log = RunLog(workdir, config.log)
+            held.callback(log.close)
+            MODES[_MODE.value](recipe, config, workdir, log)
+        leave()
     except InputError as error:
         _refuse(error)
+    except RunStopped as stopped:
+        if first():
+            print(f"didr_jax: {stopped}", file=sys.stderr)
+        leave()
+        sys.exit(stopped.code)
+
+
+def _claim(config, workdir: str, held: contextlib.ExitStack) -> None:
+    """Makes the workdir ours: for good where its config says so, and alone while we train."""
+    claim_workdir(config, workdir)
+    if _MODE.value == "train":
+        held.enter_context(lock(workdir))
 
 
 def _check(recipe, config, mode: str) -> None:

@@ -15,6 +15,7 @@ from didr_jax.diffused_reward import ESTIMATORS
 from didr_jax.diffusion import PREDICTIONS
 from didr_jax.objectives import OBJECTIVES, WEIGHTINGS
 from didr_jax.optim import OPTIMIZERS
+from didr_jax.parallel import parse_rules
 from didr_jax.schedules import SCHEDULES, Schedule
 from didr_jax.types import InputError
 
@@ -35,6 +36,7 @@ def optimizer(lr: float) -> ml_collections.ConfigDict:
         eps=1e-8,  # added to the root of the second moment
         weight_decay=0.0,  # decoupled weight decay
         clip=10.0,  # global gradient norm above which a gradient is scaled down
+        moment_dtype="float32",  # of the first moment (adamw, lion, adafactor) or momentum: float32 | bfloat16
     )
 
 
@@ -43,6 +45,7 @@ def fit(steps: int, lr: float, batch_size: int = 128) -> ml_collections.ConfigDi
     return _section(
         steps=steps,  # updates
         batch_size=batch_size,  # samples per update, over all devices
+        micro_batches=1,  # parts of the batch whose gradients are accumulated one after the other
         ema=0.999,  # decay of the parameters' moving average, which is what later stages use
         optimizer=optimizer(lr),
     )
@@ -54,6 +57,7 @@ def game(steps: int, lr: float, batch_size: int = 64) -> ml_collections.ConfigDi
         objective="didr",  # di | dmd2 | didr | dipp | sim | distar | refl (didr_jax.objectives)
         steps=steps,  # generator updates
         batch_size=batch_size,  # samples per update of either network, over all devices
+        micro_batches=1,  # parts of the batch whose gradients are accumulated one after the other
         ta_updates=5,  # TA updates before each generator update (DMD2)
         guidance=1.0,  # classifier-free guidance scale w on the reference; 1 turns it off
         weighting="dmd2",  # w' of the score gap: dmd2 | x0 | ikl
@@ -90,16 +94,52 @@ def base() -> ml_collections.ConfigDict:
         log=_section(
             every=50,  # steps between lines of metrics.jsonl and of the screen
             tensorboard=False,  # write TensorBoard event files beside metrics.jsonl
+            service="",  # send the figures to a tracking service as well: wandb | trackio
+            project="didr_jax",  # the service's name for a group of runs
         ),
         checkpoint=_section(
             every=100,  # steps between saves
-            keep=2,  # how many saves of the running stage are kept
+            keep=2,  # how many of the newest saves of a stage are kept
+            keep_every=0,  # keep for good the saves whose step is a multiple of this; 0: none
+            best="",  # keep also the save with the best value of this logged figure, e.g. reward
+            best_mode="max",  # max | min: what is best
+        ),
+        watch=_section(
+            patience=20,  # steps in a row with a non-finite update after which the run saves and stops
+        ),
+        profile=_section(
+            stage="",  # the stage in which a trace for TensorBoard or Perfetto is taken, into workdir/profile
+            first=10,  # how many steps after the stage's (re)start
+            steps=3,  # how many steps long
+        ),
+        mesh=_section(  # sizes multiply to the number of devices; -1: what is left (didr_jax.parallel)
+            data=-1,  # splits batches, copies parameters
+            fsdp=1,  # splits batches and parameters
+            tensor=1,  # splits parameters, by the rules
+            rules=(),  # rows "regex=axes" that decide before the default how leaves of the state are split
+            min_size=2**16,  # leaves with fewer entries stay whole unless a rule splits them
+        ),
+        distributed=_section(  # processes of one run; all of them see the same workdir
+            detect=True,  # join the others by what JAX finds of TPU pods, SLURM, Open MPI, Kubernetes
+            coordinator="",  # or name host:port of process 0,
+            processes=1,  # how many there are,
+            process=0,  # and which this one is
+            start_timeout=300,  # seconds to wait for the others at start
+            lost_after=100,  # seconds of silence after which a process counts as dead and the others end
+        ),
+        compiler=_section(
+            flags="default",  # a set of XLA flags: default | gpu | tpu (docs/running.md)
+            cache="",  # directory where compiled programs are kept between runs; empty: nowhere
         ),
     )
 
 
 # What may change between a run and its resumption: these do not touch what is trained.
-RESUMABLE = ("log", "checkpoint", "eval", "sample", "export", "score")
+RESUMABLE = ("log", "checkpoint", "eval", "sample", "export", "score", "watch", "profile", "mesh", "distributed", "compiler")
+
+
+def _resumable(key: str) -> bool:
+    return key.split(".")[0] in RESUMABLE or key.endswith(".micro_batches")
 
 
 def nearest(name: str, known) -> str:
@@ -135,17 +175,25 @@ def validate(config) -> None:
     _require(config.log.every >= 1, "log.every", config.log.every, "must be at least 1")
     _require(config.checkpoint.every >= 1, "checkpoint.every", config.checkpoint.every, "must be at least 1")
     _require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "must be at least 1")
+    _require(config.checkpoint.keep_every >= 0, "checkpoint.keep_every", config.checkpoint.keep_every, "must be 0 or more")
+    require_choice("checkpoint.best_mode", config.checkpoint.best_mode, ("max", "min"))
+    require_choice("log.service", config.log.service, ("", "wandb", "trackio"))
+    _require(config.watch.patience >= 1, "watch.patience", config.watch.patience, "must be at least 1")
+    require_choice("profile.stage", config.profile.stage, ("", *config.stages))
+    parse_rules(config.mesh.rules)
     for name in config.stages:
         _require(name in config, "stages", config.stages, f"config has no section {name!r}")
         stage = config[name]
         _require(stage.steps >= 1, f"{name}.steps", stage.steps, "must be at least 1")
         _require(stage.batch_size >= 1, f"{name}.batch_size", stage.batch_size, "must be at least 1")
+        _require(stage.micro_batches >= 1, f"{name}.micro_batches", stage.micro_batches, "must be at least 1")
         if "objective" in stage:
             _validate_game(name, stage, schedule)
         for part in ("optimizer", "generator_optimizer", "ta_optimizer"):
             if part in stage:
                 require_choice(f"{name}.{part}.name", stage[part].name, OPTIMIZERS)
                 _require(stage[part].lr > 0, f"{name}.{part}.lr", stage[part].lr, "must be positive")
+                require_choice(f"{name}.{part}.moment_dtype", stage[part].moment_dtype, ("float32", "bfloat16"))
 
 
 def _validate_game(name: str, stage, schedule: Schedule) -> None:
@@ -202,7 +250,7 @@ def claim_workdir(config, workdir: str) -> None:
         differing = [
             f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)"
             for key in sorted(then.keys() | now.keys())
-            if then.get(key) != now.get(key) and key.split(".")[0] not in RESUMABLE
+            if then.get(key) != now.get(key) and not _resumable(key)
         ]
         if differing:
             raise InputError(

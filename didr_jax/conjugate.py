@@ -21,21 +21,28 @@ leave the hull of the denoiser's outputs.
 `shifted` takes λ = ∇ℓ(x̂), κ = 0: two evaluations.
 
 `conjugate` fits ℓ̃ where the tilted posterior is.  Let x¹ be the answer of `shifted` and Δ = x¹ − x̂.
-The tilted mean must solve x = x̂(x_t + (σ²/α)∇ℓ(x)), which for a Gaussian posterior is exact for every
-quadratic ℓ.  On the line c = x̂ + θΔ, with ∇ℓ linear along it and C⁻¹Δ = ∇ℓ(x̂), the residual
-∇ℓ(c) − θ∇ℓ(x̂) is orthogonal to Δ at
+The tilted mean should solve x = x̂(x_t + (σ²/α)∇ℓ(x)), which for a Gaussian posterior is exact for every
+quadratic ℓ.  On the line c = x̂ + θΔ, with ∇ℓ linear along it and C⁻¹Δ = ∇ℓ(x̂), where C = Cov[x0|x_t],
+the residual ∇ℓ(c) − θ∇ℓ(x̂) is orthogonal to Δ at
 
-    θ = Δ·∇ℓ(x̂) / Δ·(2∇ℓ(x̂) − ∇ℓ(x¹))                                                          (4)
+    θ = Δ·∇ℓ(x̂) / Δ·(2∇ℓ(x̂) − ∇ℓ(x¹))            and        λ = ∇ℓ(c)                           (4)
 
-λ = ∇ℓ(c).  κ is the curvature that ℓ has in every direction, judged by two secants: along Δ, and along
-the noise that the reference sees in x_t, which in high dimension is a random direction.  It is the
-smaller of the two, and zero where they differ in sign: curvature that is not isotropic is left to (4).
+κ is the curvature that ℓ has in every direction, judged by two secants, κ₁ along Δ and κ₂ along the
+noise that the reference sees in x_t, which in high dimension is a random direction.  Of the smaller one
+the fraction |smaller|/|larger| is believed, and nothing where their signs differ:
+
+    κ = sign(κ₁) min(|κ₁|, |κ₂|)² / max(|κ₁|, |κ₂|)    if κ₁κ₂ > 0, else 0                        (5)
+
+so that curvature of a few directions, which an isotropic κ would spread over all, is left to (4).
 
 With K > 1, the residual ℓ − ℓ̃ is dealt with by N samples x0_i = Φ_K(x', t') of the tilted posterior,
 
-    DRS = (α/σ²) (x̂(x', t') − x̂(x_t, t) + Σ_i (w_i − 1/N) x0_i),   w = softmax(ℓ − ℓ̃)(x0_i)     (5)
+    DRS = (α/σ²) (x̂(x', t') − x̂(x_t, t) + Σ_i (w_i − 1/N) x0_i),   w = softmax(ℓ − ℓ̃)(x0_i)     (6)
 
 which is consistent as N and K grow for every reward; ℓ̃ = 0 would be the `covariance` estimator.
+
+A network has never seen an x' far from x_t.  Its norm being about σ√d, the part of the shift that λ
+makes is kept below `max_shift`·σ'√d, by shortening λ; θ in (4) knows of it, and (6) mends what it leaves.
 """
 
 import jax
@@ -46,8 +53,8 @@ from didr_jax.estimators import Query, exponent_gradient, inner, posterior_sampl
 from didr_jax.schedules import Schedule
 from didr_jax.types import Array
 
-# A convex reward (κ < 0) may take away at most this part of Λ: beyond it the tilt has no normaliser.
-MAX_PRECISION_LOSS = 0.9
+# A convex reward (κ < 0) may take away at most this part of Λ: taking all leaves a tilt without normaliser.
+MAX_PRECISION_LOSS = 0.5
 
 
 def time_of_precision(schedule: Schedule, precision: Array) -> Array:
@@ -63,73 +70,82 @@ def time_of_precision(schedule: Schedule, precision: Array) -> Array:
     return schedule.snap(sum(jax.lax.fori_loop(0, 30, halve, bounds)) / 2)
 
 
-def tilted_point(
-    schedule: Schedule, x_t: Array, t: Array, slope: Array, curvature: Array, center: Array
-) -> tuple[Array, Array, Array]:
-    """Where the denoiser answers for the posterior tilted by ℓ̃ = λ·x0 − ½κ‖x0 − c‖², equation (2).
+def tilted_time(schedule: Schedule, t: Array, curvature: Array) -> tuple[Array, Array]:
+    """t' `[b]` of equation (2), and the κ `[b]` that it stands for.
 
-    Args:
-      schedule: noise schedule.
-      x_t, t: the point `[b, ...]` and its times `[b]`.
-      slope, curvature, center: λ `[b, ...]`, κ `[b]`, c `[b, ...]`.
-
-    Returns:
-      x' `[b, ...]`, t' `[b]`, and the κ `[b]` that t' stands for: the one asked for, unless the schedule
-      is discrete or ends before it.
+    That is the κ asked for unless it is too negative, or the schedule discrete or ending before it.
     """
-    α, σ = signal_and_noise(schedule, t, x_t)
     precision = (schedule.alpha(t) / schedule.sigma(t)) ** 2
-    curvature = jnp.maximum(curvature, -MAX_PRECISION_LOSS * precision)
-    moved = time_of_precision(schedule, precision + curvature)
-    t_new = jnp.where(curvature == 0, t, moved)
-    curvature = (schedule.alpha(t_new) / schedule.sigma(t_new)) ** 2 - precision
+    wanted = precision + jnp.maximum(curvature, -MAX_PRECISION_LOSS * precision)
+    t_new = jnp.where(curvature == 0, t, time_of_precision(schedule, wanted))
+    return t_new, (schedule.alpha(t_new) / schedule.sigma(t_new)) ** 2 - precision
+
+
+def tilted_point(schedule: Schedule, x_t: Array, t: Array, t_new: Array, slope: Array) -> Array:
+    """x' `[b, ...]` of equation (2), where `slope` is λ + κc."""
+    α, σ = signal_and_noise(schedule, t, x_t)
     α_new, σ_new = signal_and_noise(schedule, t_new, x_t)
-    h = α / σ**2 * x_t + slope + per_sample(curvature, center) * center
-    return σ_new**2 / α_new * h, t_new, curvature
+    return σ_new**2 / α_new * (α / σ**2 * x_t + slope)
 
 
-def _shift(query: Query, slope: Array) -> Array:
-    """x̂(x_t + (σ²/α)λ, t): the posterior mean under a linear tilt."""
+def _norm(a: Array) -> Array:
+    return jnp.sqrt(inner(a, a))
+
+
+def _affordable(query: Query, slope: Array, t: Array) -> Array:
+    """The factor `[b]` in (0, 1] that keeps the shift (σ²/α)λ at time t below `max_shift`·σ√d."""
+    if query.max_shift is None:
+        return jnp.ones_like(t)
+    dimension = slope[0].size
+    longest = query.max_shift * dimension**0.5 * query.schedule.alpha(t) / query.schedule.sigma(t)
+    return jnp.minimum(1.0, longest / jnp.maximum(_norm(slope), 1e-20))
+
+
+def _shift(query: Query, slope: Array) -> tuple[Array, Array]:
+    """The shift x̂(x_t + (σ²/α)sλ, t) − x̂ of the posterior mean under a linear tilt, and its s `[b]`."""
     α, σ = signal_and_noise(query.schedule, query.t, query.x_t)
-    return query.denoiser(query.x_t + σ**2 / α * slope, query.t)
+    s = _affordable(query, slope, query.t)
+    return query.denoiser(query.x_t + σ**2 / α * per_sample(s, slope) * slope, query.t) - query.x_hat, s
 
 
 def shifted(query: Query) -> Array:
     """Equation (3) with ℓ linearised at x̂."""
     α, σ = signal_and_noise(query.schedule, query.t, query.x_t)
-    return α / σ**2 * (_shift(query, exponent_gradient(query, query.x_hat)) - query.x_hat)
+    return α / σ**2 * _shift(query, exponent_gradient(query, query.x_hat))[0]
 
 
 def _fit(query: Query) -> tuple[Array, Array, Array]:
-    """λ, κ and c of the surrogate ℓ̃, by equation (4) and the two secants."""
+    """λ, κ and c of the surrogate ℓ̃, by equations (4) and (5)."""
     α, _ = signal_and_noise(query.schedule, query.t, query.x_t)
     gradient = exponent_gradient(query, query.x_hat)
-    Δ = _shift(query, gradient) - query.x_hat
+    Δ, s = _shift(query, gradient)
     change = exponent_gradient(query, query.x_hat + Δ) - gradient
-    square = jnp.maximum(inner(Δ, Δ), 1e-20)
 
-    slope_along = inner(Δ, gradient)
-    θ = slope_along / jnp.maximum(slope_along - inner(Δ, change), 0.5 * jnp.abs(slope_along) + 1e-20)
-    θ = per_sample(jnp.clip(θ, 0.0, 2.0), Δ)
+    rise = inner(Δ, gradient)
+    θ = rise / jnp.maximum(s * rise - inner(Δ, change), 0.5 * s * jnp.abs(rise) + 1e-20)
+    θ = per_sample(jnp.clip(θ, 0.0, 2.0 / s), Δ)
 
     noise = query.x_t - α * query.x_hat
-    probe = noise * per_sample(jnp.sqrt(square / jnp.maximum(inner(noise, noise), 1e-20)), noise)
-    along = -inner(Δ, change) / square
-    across = -inner(probe, exponent_gradient(query, query.x_hat + probe) - gradient) / square
-    common = jnp.sign(along) * jnp.minimum(jnp.abs(along), jnp.abs(across))
-    κ = jnp.where(along * across > 0, common, 0.0)
+    probe = noise * per_sample(_norm(Δ) / jnp.maximum(_norm(noise), 1e-20), noise)
+    square = jnp.maximum(inner(Δ, Δ), 1e-20)
+    κ1 = -inner(Δ, change) / square
+    κ2 = -inner(probe, exponent_gradient(query, query.x_hat + probe) - gradient) / square
+    small, large = jnp.minimum(jnp.abs(κ1), jnp.abs(κ2)), jnp.maximum(jnp.abs(κ1), jnp.abs(κ2))
+    κ = jnp.where(κ1 * κ2 > 0, jnp.sign(κ1) * small**2 / jnp.maximum(large, 1e-20), 0.0)
     return gradient + θ * change, κ, query.x_hat + θ * Δ
 
 
 def conjugate(query: Query) -> Array:
-    """Equation (3) with the fitted ℓ̃, and with K > 1 its correction by N samples, equation (5)."""
+    """Equation (3) with the fitted ℓ̃, and with K > 1 its correction by N samples, equation (6)."""
     λ, κ, c = _fit(query)
-    x_new, t_new, κ = tilted_point(query.schedule, query.x_t, query.t, λ, κ, c)
+    t_new, κ = tilted_time(query.schedule, query.t, κ)
+    λ = λ * per_sample(_affordable(query, λ, t_new), λ)
+    x_new = tilted_point(query.schedule, query.x_t, query.t, t_new, λ + per_sample(κ, c) * c)
     tilted = query.denoiser(x_new, t_new)
     tilt = tilted - query.x_hat
     if query.num_steps > 1:
         samples, exponents = posterior_samples(query, x_new, t_new, tilted)
-        surrogate = jax.vmap(lambda x0: inner(λ, x0) - 0.5 * κ * inner(x0 - c, x0 - c))(samples)
+        surrogate = jax.vmap(lambda x0: inner(λ, x0 - c) - 0.5 * κ * inner(x0 - c, x0 - c))(samples)
         excess = jax.nn.softmax(exponents - surrogate, axis=0) - 1 / query.num_samples
         tilt = tilt + weighted_sum(excess, samples)
     α, σ = signal_and_noise(query.schedule, query.t, query.x_t)

@@ -71,12 +71,13 @@ def diffused_reward_score(
     t: Array,
     *,
     beta: float,
-    estimator: str = "drp",
+    estimator: str = "conjugate",
     num_steps: int = 1,
     num_samples: int = 1,
     key: PRNGKey | None = None,
     stochasticity: float = 1.0,
     trust_radius: float | None = None,
+    max_shift: float | None = 2.0,
     x_hat: Array | None = None,
     pullback: Callable[[Array], Array] | None = None,
     remat: bool = True,
@@ -98,6 +99,8 @@ def diffused_reward_score(
       stochasticity: η of their denoising (`sampling` equation 2).
       trust_radius: the largest ‖(σ²/α)·DRS‖₂ per sample, in units of x0; None leaves DRS as it is.
         By (2) a tilt cannot move a posterior mean out of the data's hull.
+      max_shift: how far `shifted` and `conjugate` may move the denoiser's input, in units of the noise's
+        norm σ√d; None for any distance, right only where the denoiser is exact everywhere.
       x_hat, pullback: value and `Jᵀ(·)` of the denoiser at (x_t, t), if the caller has them.
       remat, unroll: see `sampling.denoise`.
 
@@ -105,7 +108,7 @@ def diffused_reward_score(
       DRS, of the shape of `x_t`.
 
     Raises:
-      ValueError: unknown estimator, β ≤ 0, K < 1, N < 1, a missing key, or a reward that does not
+      ValueError: unknown estimator, β ≤ 0, K < 1, N < 1, max_shift ≤ 0, a missing key, or a reward that does not
         return one number per sample.
     """
     if estimator not in ESTIMATORS:
@@ -115,6 +118,8 @@ def diffused_reward_score(
         raise ValueError(f"beta must be positive, got {beta}")
     if num_steps < 1 or num_samples < 1:
         raise ValueError(f"num_steps and num_samples must be at least 1, got {num_steps} and {num_samples}")
+    if max_shift is not None and max_shift <= 0:
+        raise ValueError(f"max_shift must be positive or None, got {max_shift}")
     if chosen.stochastic(num_steps) and key is None:
         raise ValueError(f"estimator {estimator!r} with num_steps={num_steps} is stochastic and needs a key")
 
@@ -137,8 +142,8 @@ def diffused_reward_score(
         x_hat = denoiser(x_t, t)
 
     drs = chosen.estimate(
-        Query(tilt_exponent, denoiser, schedule, x_t, t, x_hat, pullback, short_denoise, num_steps, num_samples, key)
-    )
+        Query(tilt_exponent, denoiser, schedule, x_t, t, x_hat, pullback, short_denoise, num_steps, num_samples, max_shift, key)
+    )  # fmt: skip
     return drs if trust_radius is None else clip_tilt(drs, schedule, t, trust_radius)
 
 

@@ -17,9 +17,9 @@ of r nor of the denoiser.  (5) is (4) with a control variate: the covariance of 
 l_i = ∇ℓ(x̂)·(x0_i − x̂) of ℓ is known, because the second-order Tweedie formula gives the posterior's
 covariance, Cov[x0 | x_t] = C = (σ²/α) J.  (3) follows from (4) by Stein's lemma,
 Cov(x0, f) = C E[∇f] for a Gaussian posterior.  A Gaussian posterior tilted by a quadratic ℓ has the
-mean x̂ + δ of (6), of which (1) is the first iterate, too long by I − C∇²ℓ.  (6) is solved by a secant
-iteration whose residual ρ = ∇ℓ(x̂ + δ) − C⁻¹δ is made orthogonal to the last change of δ; since the
-iterates are δ = Cλ, C⁻¹ is never needed.
+mean x̂ + δ of (6), of which (1) is the first iterate, too long by I − C∇²ℓ.  (6) is (C⁻¹ − ∇²ℓ)δ = ∇ℓ(x̂) when
+ℓ is quadratic, and is solved by conjugate gradients preconditioned by C: their n-th iterate costs n
+products with J and lies in the span of δ = Cλ, so that C⁻¹ is never needed.
 """
 
 from typing import Callable, NamedTuple
@@ -52,6 +52,7 @@ class Query(NamedTuple):
     short_denoise: Callable[[PRNGKey | None, Array, Array, Array], Array]
     num_steps: int
     num_samples: int
+    max_shift: float | None
     key: PRNGKey | None
 
 
@@ -61,8 +62,12 @@ def exponent_gradient(query: Query, x0: Array) -> Array:
 
 
 def inner(a: Array, b: Array) -> Array:
-    """a·b per sample, `[b]`."""
-    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
+    """a·b per sample, `[b]`.
+
+    A dot product, and no sum of a product: with one factor broadcast by a vmap over samples, jaxlib 0.10.2
+    compiles such sums wrongly for the CPU once they have many outputs (jax issue 39103).
+    """
+    return jnp.einsum("bi,bi->b", a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1))
 
 
 def posterior_samples(query: Query, x_t: Array, t: Array, x_hat: Array) -> tuple[Array, Array]:
@@ -74,7 +79,7 @@ def posterior_samples(query: Query, x_t: Array, t: Array, x_hat: Array) -> tuple
 
 def weighted_sum(weights: Array, samples: Array) -> Array:
     """Σ_i w_i x_i, for `weights [n, b]` and `samples [n, b, ...]`."""
-    return jnp.sum(per_sample(weights, samples) * samples, axis=0)
+    return jnp.einsum("nb,nb...->b...", weights, samples)  # for the reason given in `inner`
 
 
 def _chain_rule(query: Query, grads: tuple[Array, Array]) -> Array:
@@ -130,25 +135,21 @@ def covariance_cv(query: Query) -> Array:
 
 
 def implicit(query: Query) -> Array:
-    """Equation (6), with `IMPLICIT_PULLBACKS` products with C."""
+    """Equation (6), by `IMPLICIT_PULLBACKS` steps of conjugate gradients on its residual ρ."""
     α, σ = signal_and_noise(query.schedule, query.t, query.x_t)
-
-    def at(λ):
-        δ = σ**2 / α * query.pullback(λ)
-        return λ, δ, exponent_gradient(query, query.x_hat + δ) - λ
-
-    def between(old, new):
-        """The point of the line through two iterates whose residual is orthogonal to it."""
-        (λ0, δ0, ρ0), (λ1, δ1, ρ1) = old, new
-        drop = inner(δ1 - δ0, ρ0 - ρ1)
-        θ = inner(δ1 - δ0, ρ0) / jnp.where(jnp.abs(drop) < 1e-20, 1e-20, drop)
-        θ = per_sample(jnp.clip(θ, 0.0, 2.0), δ0)
-        return λ0 + θ * (λ1 - λ0), δ0 + θ * (δ1 - δ0), ρ0 + θ * (ρ1 - ρ0)
-
-    zero = jnp.zeros_like(query.x_hat)
-    old = (zero, zero, exponent_gradient(query, query.x_hat))
-    new = at(old[2])
-    for _ in range(IMPLICIT_PULLBACKS - 1):
-        λ, _, ρ = between(old, new)
-        old, new = new, at(λ + ρ)
-    return α / σ**2 * between(old, new)[1]
+    δ = λ = p = u = jnp.zeros_like(query.x_hat)  # δ = Cλ, and the search directions p = Cu
+    ρ, energy = exponent_gradient(query, query.x_hat), None
+    for _ in range(IMPLICIT_PULLBACKS):
+        Cρ = σ**2 / α * query.pullback(ρ)
+        last, energy = energy, inner(ρ, Cρ)
+        if last is None:
+            first, keep = energy, jnp.zeros_like(energy)
+        else:  # start anew once the residual is rounding error, or C (a network's J) is not positive
+            keep = jnp.where(last > 1e-8 * jnp.abs(first), jnp.clip(energy / last, 0.0, 4.0), 0.0)
+        p, u = Cρ + per_sample(keep, ρ) * p, ρ + per_sample(keep, ρ) * u
+        change = exponent_gradient(query, query.x_hat + δ + p) - (λ + u) - ρ
+        gain = jnp.maximum(inner(p, ρ), 0.0)
+        # half the slope at least: a strongly convex ℓ may have no maximum along p
+        step = per_sample(gain / jnp.maximum(-inner(p, change), 0.5 * gain + 1e-20), ρ)
+        δ, λ, ρ = δ + step * p, λ + step * u, ρ + step * change
+    return α / σ**2 * δ

@@ -1,12 +1,18 @@
-"""What a run tells: lines on the screen, `metrics.jsonl`, and TensorBoard event files if asked.
+"""What a run tells: lines on the screen, `metrics.jsonl`, and TensorBoard or a tracking service if asked.
 
 `metrics.jsonl` is append-only.  A crash can tear its last line and a resumed run repeats the steps
-since its last save; `read_metrics` forgives both.
+since its last save; `read_metrics` forgives both.  Of several processes only the first says anything.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import time
+
+from didr_jax.exits import CannotSave
+from didr_jax.startup import first
+from didr_jax.types import InputError
 
 
 def _clock(seconds: float) -> str:
@@ -15,43 +21,84 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def _tensorboard(workdir: str, section):
+    writer = _import("tensorboardX", "config.log.tensorboard").SummaryWriter(os.path.join(workdir, "tensorboard"))
+
+    def write(stage: str, step: int, values: dict) -> None:
+        for name, value in values.items():
+            writer.add_scalar(f"{stage}/{name}", value, step)
+
+    return write, writer.close
+
+
+def _service(workdir: str, section):
+    """wandb, or trackio, which speaks the same three calls."""
+    service = _import(section.service, "config.log.service")
+    run = service.init(project=section.project, name=os.path.basename(os.path.abspath(workdir)), resume="allow")
+
+    def write(stage: str, step: int, values: dict) -> None:
+        run.log({f"{stage}/{name}": value for name, value in values.items()} | {f"{stage}/step": step})
+
+    return write, run.finish
+
+
+def _import(module: str, knob: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"{knob} needs the package {module}, which is not installed: pip install {module}") from None
+
+
 class RunLog:
     """The log of one run in `workdir`.
 
     Args:
       workdir: where `metrics.jsonl` and the event files go.
-      tensorboard: write event files too.
+      section: `config.log`; None for `metrics.jsonl` alone.
+
+    Raises:
+      InputError: a package that the section asks for is not installed.
     """
 
-    def __init__(self, workdir: str, tensorboard: bool = False):
+    def __init__(self, workdir: str, section=None):
         self._started = time.time()
+        self._sinks, self._file = [], None
+        if not first():
+            return
         path = os.path.join(workdir, "metrics.jsonl")
         torn = os.path.exists(path) and os.path.getsize(path) > 0 and not _ends_with_newline(path)
         self._file = open(path, "a")
         if torn:
             self._file.write("\n")
-        self._writer = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(os.path.join(workdir, "tensorboard"))
+        if section is not None and section.tensorboard:
+            self._sinks.append(_tensorboard(workdir, section))
+        if section is not None and section.service:
+            self._sinks.append(_service(workdir, section))
 
     def say(self, message: str) -> None:
         """A line on the screen, with the time since the run began."""
-        print(f"[{_clock(time.time() - self._started)}] {message}", flush=True)
+        if first():
+            print(f"[{_clock(time.time() - self._started)}] {message}", flush=True)
 
     def write(self, stage: str, step: int, values: dict) -> None:
-        """A line of metrics.jsonl, on disk before this returns."""
-        self._file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
-        self._file.flush()
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{stage}/{name}", value, step)
+        """A line of metrics.jsonl, handed to the system before this returns; raises CannotSave."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CannotSave(f"could not write to {self._file.name} ({error.strerror}); make room and start again") from error
+        for write, _ in self._sinks:
+            write(stage, step, values)
 
     def close(self) -> None:
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        """Ends the log; of a full disk it has spoken before."""
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+        for _, close in self._sinks:
+            close()
 
 
 class Progress:
@@ -69,12 +116,14 @@ class Progress:
     def report(self, step: int, metrics: dict) -> None:
         """Prints and logs `metrics` (floats) of the step that was just finished."""
         rate = (step - self._first) / max(time.time() - self._origin, 1e-9)
-        images = rate * self._batch_size
+        images, seen = rate * self._batch_size, step * self._batch_size
         eta = (self._total - step) / max(rate, 1e-9)
         figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        speed = f"{images:,.0f} img/s  ETA {_clock(eta)}" if step > self._first else "compiled"
-        self._log.say(f"{self._label}  {step:>5}/{self._total}  {speed}  {figures}")
-        seen = {"images_seen": step * self._batch_size, "images_per_second": round(images, 2)}
+        speed = f"{images:,.0f} img/s  {1000 / max(rate, 1e-9):.3g} ms/step  ETA {_clock(eta)}"
+        self._log.say(
+            f"{self._label}  {step:>5}/{self._total}  {seen:,} img  {speed if step > self._first else 'compiled'}  {figures}"
+        )
+        seen = {"images_seen": seen, "images_per_second": round(images, 2)}
         self._log.write(self._stage, step, metrics | seen)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from didr_jax.objectives import OBJECTIVES, Objective, Settings
 from didr_jax.optim import make_optimizer
 from didr_jax.state import init_fit, init_game
-from didr_jax.step import Roles, make_fit_step, make_game_step
+from didr_jax.step import Roles, make_fit_step, make_game_step, no_noise
 from didr_jax.train import Stage, step_rng
-from didr_jax.types import PyTree
+from didr_jax.types import PRNGKey, PyTree
 
 
 def fit_stage(
@@ -20,6 +20,7 @@ def fit_stage(
     init_params: Callable[[], PyTree],
     loss: Callable,
     data: Callable[[np.random.Generator, int], PyTree],
+    draw: Callable[[PRNGKey, int], PyTree] = no_noise,
     frozen: PyTree = None,
 ) -> Stage:
     """A stage that fits one network; its product is the moving average of the parameters.
@@ -28,8 +29,9 @@ def fit_stage(
       name: of the stage and its config section (`config.fit` knobs).
       config: the whole config.
       init_params: makes the parameters to start from; traceable.
-      loss: `(params, frozen, batch, key) -> (per-sample loss [b], {name: [b]})`.
+      loss: `(params, frozen, batch, noise) -> (per-sample loss [b], {name: [b]})`.
       data: `(rng, n) -> batch` of n samples.
+      draw: `(key, n) -> noise` of n samples, on the devices; for a loss that needs any.
       frozen: what the loss reads besides.
     """
     section = config[name]
@@ -39,9 +41,18 @@ def fit_stage(
         steps=section.steps,
         batch_size=section.batch_size,
         init=lambda: init_fit(init_params(), tx),
-        step=make_fit_step(loss, tx, seed=config.seed, ema_decay=section.ema),
+        step=make_fit_step(
+            loss,
+            tx,
+            seed=config.seed,
+            ema_decay=section.ema,
+            draw=draw,
+            micro_batches=section.micro_batches,
+            unroll=config.unroll,
+        ),
         frozen=frozen,
         batch=lambda step: data(step_rng(config.seed, name, step), section.batch_size),
+        batch_axis=0,
         product=lambda state: state.ema,
     )
 
@@ -94,10 +105,12 @@ def game_stage(
             ta_times=(section.ta_t_min, section.ta_t_max),
             generator_times=(section.generator_t_min, section.generator_t_max),
             ema_decay=section.ema,
+            micro_batches=section.micro_batches,
             unroll=config.unroll,
         ),
         frozen=frozen,
         batch=batch,
+        batch_axis=1,
         product=lambda state: {"generator": state.ema, "ta": state.ta},
     )
 

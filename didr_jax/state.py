@@ -15,19 +15,24 @@ from didr_jax.types import Array, PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FitState:
-    """One network fitted to data.  `skipped` counts updates dropped for non-finite gradients."""
+    """One network fitted to data.
+
+    `skipped` counts the updates dropped for non-finite gradients, `streak` the steps up to this one
+    that dropped any, without a good step between them.
+    """
 
     step: Array
     params: PyTree
     ema: PyTree
     opt: PyTree
     skipped: Array
+    streak: Array
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GameState:
-    """The generator and its online (TA) score network, with an optimiser each."""
+    """The generator and its online (TA) score network, with an optimiser each; counts as in `FitState`."""
 
     step: Array
     generator: PyTree
@@ -36,6 +41,7 @@ class GameState:
     opt_generator: PyTree
     opt_ta: PyTree
     skipped: Array
+    streak: Array
 
 
 def _copy(params: PyTree) -> PyTree:
@@ -43,15 +49,16 @@ def _copy(params: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, params)
 
 
+def _zero() -> Array:
+    return jnp.zeros((), jnp.int32)
+
+
 def init_fit(params: PyTree, tx) -> FitState:
     """The state before the first update of `params` under the optimiser `tx`."""
-    zero = jnp.zeros((), jnp.int32)
-    return FitState(zero, _copy(params), _copy(params), tx.init(params), zero)
+    return FitState(_zero(), _copy(params), _copy(params), tx.init(params), _zero(), _zero())
 
 
 def init_game(generator: PyTree, ta: PyTree, tx_generator, tx_ta) -> GameState:
     """The state before the first update of a generator and a TA network."""
-    zero = jnp.zeros((), jnp.int32)
-    return GameState(
-        zero, _copy(generator), _copy(generator), _copy(ta), tx_generator.init(generator), tx_ta.init(ta), zero
-    )
+    opts = tx_generator.init(generator), tx_ta.init(ta)
+    return GameState(_zero(), _copy(generator), _copy(generator), _copy(ta), *opts, _zero(), _zero())

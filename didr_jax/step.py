@@ -8,7 +8,10 @@
 
 (2) is divided by the number of entries of a sample, as DMD2's mean-squared surrogate is, so that
 clipping thresholds mean the same.  Noise and times derive from (seed, step), never from a device or
-a process: the same step on another mesh draws the same numbers.
+a process: the same step on another mesh draws the same numbers.  They are drawn for the whole batch
+before it is split into micro-batches, so accumulating gradients over those changes nothing but the order
+of sums.  (What a stochastic estimator or generator draws inside is drawn per micro-batch: the same law,
+other numbers.)
 """
 
 import dataclasses
@@ -21,6 +24,7 @@ import jax.numpy as jnp
 from didr_jax.diffusion import guide
 from didr_jax.objectives import Nets, Objective, Settings, denoising_loss, surrogate_loss
 from didr_jax.optim import guarded_update, moving_average
+from didr_jax.parallel import shard_rows
 from didr_jax.schedules import Schedule
 from didr_jax.state import FitState, GameState
 from didr_jax.types import Array, PRNGKey, PyTree
@@ -63,19 +67,80 @@ def step_key(seed: int, step: Array) -> PRNGKey:
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def make_fit_step(loss: Callable, tx, *, seed: int, ema_decay: float) -> Callable:
-    """`(FitState, frozen, batch) -> (FitState, metrics)` for `loss(params, frozen, batch, key) -> ([b], {name: [b]})`."""
+def count_skips(state: FitState | GameState, skips: Array) -> dict[str, Array]:
+    """`skipped` and `streak` after a step that dropped `skips` updates."""
+    return {"skipped": state.skipped + skips, "streak": jnp.where(skips > 0, state.streak + 1, 0)}
+
+
+def over_micro_batches(means: Callable, rows: PyTree, parts: int, unroll: bool = False) -> PyTree:
+    """The mean of `means(rows_i, rekey_i)` over `parts` equal micro-batches of `rows` `[b, ...]`.
+
+    For a function that returns means over its rows (gradients of a mean loss, say) this is its value on
+    the whole batch, at the memory of a micro-batch.  Sums are kept in float32.  Micro-batch i takes every
+    `parts`-th row from the i-th on, so that each device keeps its own rows.  `rekey_i(key)` is the
+    micro-batch's own key; with one part, the key itself.
+    """
+    rows = shard_rows(rows)
+    if parts == 1:
+        return means(rows, lambda key: key)
+    split = lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+    rows = shard_rows(jax.tree.map(split, rows), axis=1)
+    out = jax.eval_shape(lambda rows: means(jax.tree.map(lambda x: x[0], rows), lambda key: key), rows)
+
+    def add(total, inputs):
+        i, part = inputs
+        new = means(part, lambda key: jax.random.fold_in(key, i))
+        return jax.tree.map(lambda t, n: t + n.astype(t.dtype) / parts, total, new), None
+
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)), out)
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), rows), unroll=parts if unroll else 1)
+    return jax.tree.map(lambda t, a: t.astype(a.dtype), total, out)
+
+
+def no_noise(key: PRNGKey, n: int) -> None:
+    """The `draw` of a loss that draws nothing."""
+    return None
+
+
+def make_fit_step(
+    loss: Callable,
+    tx,
+    *,
+    seed: int,
+    ema_decay: float,
+    draw: Callable[[PRNGKey, int], PyTree] = no_noise,
+    micro_batches: int = 1,
+    unroll: bool = False,
+) -> Callable:
+    """`(FitState, frozen, batch) -> (FitState, metrics)`.
+
+    Args:
+      loss: `(params, frozen, batch, noise) -> (per-sample loss [b], {name: [b]})`.
+      tx: optax transformation.
+      seed: with the step, the source of all noise.
+      ema_decay: of the parameters' moving average.
+      draw: `(key, b) -> noise`, a pytree of `[b, ...]`: everything random that the loss needs.
+      micro_batches: into how many the batch is split, to accumulate their gradients.
+      unroll: lay the loop over micro-batches out flat (convolutions on a CPU).
+    """
 
     def step(state: FitState, frozen: PyTree, batch: PyTree) -> tuple[FitState, dict]:
-        def mean_loss(params):
-            per_sample, aux = loss(params, frozen, batch, step_key(seed, state.step))
-            return jnp.mean(per_sample), aux
+        def means(rows, _rekey):
+            batch, noise = rows
 
-        (value, aux), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        params, opt, norm, skipped = guarded_update(tx, grads, state.opt, state.params)
+            def mean_loss(params):
+                per_sample, aux = loss(params, frozen, batch, noise)
+                return jnp.mean(per_sample), {name: jnp.mean(v) for name, v in aux.items()}
+
+            (value, aux), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+            return grads, {"loss": value} | aux
+
+        noise = draw(step_key(seed, state.step), jax.tree.leaves(batch)[0].shape[0])
+        grads, figures = over_micro_batches(means, (batch, noise), micro_batches, unroll)
+        params, opt, norm, skip = guarded_update(tx, grads, state.opt, state.params)
         ema = moving_average(state.ema, params, state.step, ema_decay)
-        metrics = {"loss": value, "grad_norm": norm} | {name: jnp.mean(v) for name, v in aux.items()}
-        return FitState(state.step + 1, params, ema, opt, state.skipped + skipped), metrics
+        counts = count_skips(state, skip)
+        return FitState(state.step + 1, params, ema, opt, **counts), figures | {"grad_norm": norm} | counts
 
     return step
 
@@ -93,6 +158,7 @@ def make_game_step(
     ta_times: tuple[float, float],
     generator_times: tuple[float, float],
     ema_decay: float,
+    micro_batches: int = 1,
     unroll: bool = False,
 ) -> Callable:
     """`(GameState, frozen, conditions) -> (GameState, metrics)`, equations (1) and (2).
@@ -105,7 +171,8 @@ def make_game_step(
       ta_weighting: prediction in whose units the TA's loss is measured.
       ta_times, generator_times: ranges that t is drawn from.
       ema_decay: of the generator's moving average.
-      unroll: lay out the loops over TA updates and denoising steps (convolutions on a CPU).
+      micro_batches: into how many each batch is split, to accumulate gradients.
+      unroll: lay out the loops over TA updates, micro-batches and denoising steps (convolutions on a CPU).
 
     The step's `conditions` have two leading axes `[n_ta + 1, b]`: row i < n_ta for the i-th TA update,
     the last row for the generator.
@@ -113,27 +180,30 @@ def make_game_step(
     schedule, size = roles.schedule, math.prod(roles.event_shape)
     settings = dataclasses.replace(settings, unroll=unroll)
 
-    def generate(params, c, key):
-        noise_key, inner = jax.random.split(key)
-        z = jax.random.normal(noise_key, (jax.tree.leaves(c)[0].shape[0], *roles.event_shape))
-        return roles.generator(params, z, c, inner)
-
-    def noise_like(key, x0, times):
-        time_key, noise_key = jax.random.split(key)
-        return jax.random.normal(noise_key, x0.shape), draw_times(schedule, time_key, x0.shape[0], *times)
+    def draw(make_key, diffuse_key, c, times):
+        """The rows `(c, z, ε, t)` of a batch, and the key for what a generator draws besides."""
+        z_key, inner = jax.random.split(make_key)
+        time_key, noise_key = jax.random.split(diffuse_key)
+        n = jax.tree.leaves(c)[0].shape[0]
+        z, noise = (jax.random.normal(key, (n, *roles.event_shape)) for key in (z_key, noise_key))
+        return (c, z, noise, draw_times(schedule, time_key, n, *times)), inner
 
     def ta_update(carry, inputs, generator):
         params, opt, skipped = carry
         c, key = inputs
-        make_key, diffuse_key = jax.random.split(key)
-        x0 = jax.lax.stop_gradient(generate(generator, c, make_key))
-        noise, t = noise_like(diffuse_key, x0, ta_times)
+        rows, inner = draw(*jax.random.split(key), c, ta_times)
 
-        def mean_loss(params):
-            denoiser = lambda x_t, t: roles.ta(params, x_t, t, c)
-            return jnp.mean(denoising_loss(denoiser, schedule, x0, noise, t, ta_weighting))
+        def means(rows, rekey):
+            c, z, noise, t = rows
+            x0 = jax.lax.stop_gradient(roles.generator(generator, z, c, rekey(inner)))
 
-        value, grads = jax.value_and_grad(mean_loss)(params)
+            def mean_loss(params):
+                denoiser = lambda x_t, t: roles.ta(params, x_t, t, c)
+                return jnp.mean(denoising_loss(denoiser, schedule, x0, noise, t, ta_weighting))
+
+            return jax.value_and_grad(mean_loss)(params)
+
+        value, grads = over_micro_batches(means, rows, micro_batches, unroll)
         params, opt, norm, skip = guarded_update(tx_ta, grads, opt, params)
         return (params, opt, skipped + skip), (value, norm)
 
@@ -148,16 +218,22 @@ def make_game_step(
 
     def generator_gradient(params, ta, frozen, c, key):
         make_key, diffuse_key, objective_key = jax.random.split(key, 3)
-        x0, pullback = jax.vjp(lambda p: generate(p, c, make_key), params)
-        noise, t = noise_like(diffuse_key, x0, generator_times)
-        nets = nets_for(frozen, ta, c)
-        direction, aux = objective(x0, noise, t, objective_key, nets, settings)
-        loss_gradient = jax.grad(lambda x: jnp.mean(surrogate_loss(direction, x)) / size)(x0)
-        if roles.terms is not None:
-            aux = aux | roles.terms(frozen, x0, c)
-        elif nets.reward is not None:
-            aux = aux | {"reward": nets.reward(x0)}
-        return pullback(loss_gradient.astype(x0.dtype))[0], aux
+        rows, inner = draw(make_key, diffuse_key, c, generator_times)
+
+        def means(rows, rekey):
+            c, z, noise, t = rows
+            x0, pullback = jax.vjp(lambda p: roles.generator(p, z, c, rekey(inner)), params)
+            nets = nets_for(frozen, ta, c)
+            direction, aux = objective(x0, noise, t, rekey(objective_key), nets, settings)
+            loss_gradient = jax.grad(lambda x: jnp.mean(surrogate_loss(direction, x)) / size)(x0)
+            if roles.terms is not None:
+                aux = aux | roles.terms(frozen, x0, c)
+            elif nets.reward is not None:
+                aux = aux | {"reward": nets.reward(x0)}
+            grads = pullback(loss_gradient.astype(x0.dtype))[0]
+            return grads, {name: jnp.mean(values) for name, values in aux.items()}
+
+        return over_micro_batches(means, rows, micro_batches, unroll)
 
     def step(state: GameState, frozen: PyTree, conditions: PyTree) -> tuple[GameState, dict]:
         n_ta = jax.tree.leaves(conditions)[0].shape[0] - 1
@@ -170,14 +246,16 @@ def make_game_step(
             update, carry, (ta_rows, keys[:-1]), unroll=unroll
         )
 
-        grads, aux = generator_gradient(state.generator, ta, frozen, last_row, keys[-1])
+        grads, figures = generator_gradient(state.generator, ta, frozen, last_row, keys[-1])
         generator, opt_generator, norm, skip = guarded_update(tx_generator, grads, state.opt_generator, state.generator)
         ema = moving_average(state.ema, generator, state.step, ema_decay)
 
-        metrics = {"ta_loss": jnp.mean(ta_loss), "ta_grad_norm": jnp.mean(ta_norm), "grad_norm": norm}
-        metrics |= {name: jnp.mean(values) for name, values in aux.items()}
-        skipped = state.skipped + ta_skips + skip
-        new_state = GameState(state.step + 1, generator, ema, ta, opt_generator, opt_ta, skipped)
-        return new_state, metrics | {"skipped": skipped}
+        metrics = {"ta_loss": jnp.mean(ta_loss), "ta_grad_norm": jnp.mean(ta_norm), "grad_norm": norm} | figures
+        if n_ta > 1:  # well above 1: the TA is still catching up with the generator
+            metrics["ta_lag"] = ta_loss[0] / ta_loss[-1]
+        if "tilt" in figures and "gap" in figures:  # how hard the reward pulls against the divergence
+            metrics["tilt_to_gap"] = figures["tilt"] / figures["gap"]
+        counts = count_skips(state, ta_skips + skip)
+        return GameState(state.step + 1, generator, ema, ta, opt_generator, opt_ta, **counts), metrics | counts
 
     return step

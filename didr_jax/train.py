@@ -2,7 +2,8 @@
 
 A stage is a jitted step, where its state begins, and where its batches come from.  A recipe chains
 stages; each leaves a product (the parameters that later stages use).  A stage whose last step is
-saved is finished and never redone; an interrupted one goes on from its newest save, exactly.
+saved is finished and never redone; an interrupted one goes on from its newest save, exactly, on
+whatever mesh and number of processes it then has.
 """
 
 import dataclasses
@@ -12,9 +13,15 @@ from typing import Any, Callable
 import jax
 import numpy as np
 
-from didr_jax.checkpoint import Checkpoints, abstract
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from didr_jax.checkpoint import Checkpoints, abstract, code_version
+from didr_jax.exits import NotFinite, Preempted, StopRequest
 from didr_jax.metrics import Progress, RunLog
+from didr_jax.parallel import check_batches, create, make_mesh, put, put_batch, settle, shardings
+from didr_jax.profiling import ProfileWindow
 from didr_jax.types import InputError, PyTree
+from didr_jax.watch import diagnosis, write_stopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +35,8 @@ class Stage:
       init: makes the state before the first step; traceable.
       step: `(state, frozen, batch) -> (state, metrics)`; pure.
       frozen: parameters that the step reads and never changes.
-      batch: `step -> batch`, a function of the step alone.
+      batch: `step -> batch` of numpy arrays, a function of the step alone.
+      batch_axis: which of their dimensions holds the samples.
       product: state -> what later stages use.
     """
 
@@ -39,6 +47,7 @@ class Stage:
     step: Callable
     frozen: PyTree
     batch: Callable[[int], PyTree]
+    batch_axis: int
     product: Callable[[Any], PyTree]
 
 
@@ -70,67 +79,141 @@ def step_rng(seed: int, stage: str, step: int) -> np.random.Generator:
     return np.random.default_rng([seed, step, *stage.encode()])
 
 
-def run_stage(stage: Stage, label: str, workdir: str, config, log: RunLog) -> PyTree:
-    """Runs a stage to its end, from its newest save if there is one, and returns its product."""
-    saves = Checkpoints(os.path.join(workdir, "checkpoints", stage.name), config.checkpoint.keep)
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all stages of a run share."""
+
+    config: Any
+    workdir: str
+    mesh: Mesh
+    log: RunLog
+
+    def saves(self, stage: str) -> Checkpoints:
+        about = {"stage": stage, "code": code_version(), "jax": jax.__version__, "config": self.config.to_dict()}
+        directory = os.path.join(self.workdir, "checkpoints", stage)
+        return Checkpoints(directory, self.config.checkpoint, about, self.log.say)
+
+    def places(self, tree: PyTree) -> PyTree:
+        return shardings(tree, self.config, self.mesh)
+
+
+def run_stage(stage: Stage, label: str, run: Run, stop: StopRequest) -> PyTree:
+    """Runs a stage to its end, from its newest whole save if there is one, and returns its product.
+
+    Raises:
+      NotFinite, Preempted, CannotSave: see `exits`; all but the last leave the newest state saved.
+    """
+    saves = run.saves(stage.name)
     try:
-        first = saves.latest()
-        if first is None:
-            first, state = 0, jax.jit(stage.init)()
+        like = abstract(stage.init, run.places(jax.eval_shape(stage.init)))
+        places = jax.tree.map(lambda a: a.sharding, like)
+        restored = saves.restore_newest(like)
+        if restored is None:
+            saves.require_room(like)
+            first, state = 0, create(stage.init, places)
         else:
-            state = saves.restore(first, abstract(stage.init))
-            log.say(f"{label}  {'finished' if first == stage.steps else 'goes on from'} at step {first}")
+            first, state = restored
+            run.log.say(f"{label}  {'finished' if first == stage.steps else 'goes on from'} at step {first}")
         if first < stage.steps:
-            state = _loop(stage, label, state, first, saves, config, log)
+            state = _loop(stage, label, state, places, first, saves, run, stop)
         return stage.product(state)
     finally:
         saves.close()
 
 
-def _loop(stage: Stage, label: str, state, first: int, saves: Checkpoints, config, log: RunLog):
-    step_fn = jax.jit(stage.step, donate_argnums=0)
-    progress = Progress(log, label, stage.name, first, stage.steps, stage.batch_size)
-    pending = None  # metrics are read one step late, so that the devices never wait for the host
+def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoints, run: Run, stop: StopRequest):
+    config = run.config
+    everywhere = NamedSharding(run.mesh, PartitionSpec())
+    step_fn = jax.jit(stage.step, donate_argnums=0, out_shardings=(places, everywhere))
+    frozen = put(stage.frozen, run.places(stage.frozen))
+    progress = Progress(run.log, label, stage.name, first, stage.steps, stage.batch_size)
+    window = ProfileWindow(config.profile, stage.name, run.workdir)
+
+    def look(done: int, metrics: dict) -> str | None:
+        """Logs the figures of a step if it is their turn; says why to stop, if it is time to."""
+        streak = int(metrics["streak"])
+        if done % config.log.every == 0 or done in (first + 1, stage.steps):
+            progress.report(done, _floats(metrics))
+        if streak < config.watch.patience:
+            return None
+        message = diagnosis(label, done, _floats(metrics), streak)
+        write_stopped(run.workdir, stage.name, done, _floats(metrics), message)
+        return message
+
+    previous = None  # metrics are read one step late, so that the devices never wait for the host
     for step in range(first, stage.steps):
-        state, metrics = step_fn(state, stage.frozen, stage.batch(step))
-        done = step + 1
-        if pending is not None:
-            progress.report(pending[0], {name: float(value) for name, value in pending[1].items()})
-            pending = None
+        window.before(step - first, state)
+        batch = put_batch(stage.batch(step), run.mesh, stage.batch_axis)
+        state, metrics = settle(step_fn(state, frozen, batch))
+        done, last = step + 1, step + 1 == stage.steps
+        trouble = look(*previous) if previous else None
         if step == first:
             jax.block_until_ready(metrics)
             progress.started(done)
-        if done % config.log.every == 0 or done == stage.steps or step == first:
-            pending = (done, metrics)
-        if done % config.checkpoint.every == 0 or done == stage.steps:
-            saves.save(done, state)
-    progress.report(pending[0], {name: float(value) for name, value in pending[1].items()})
+            _check_best(config.checkpoint.best, metrics, label, run.log)
+        if last and not trouble:
+            trouble = look(done, metrics)
+        asked = stop.poll()
+        if done % config.checkpoint.every == 0 or last or asked or trouble:
+            saves.save(done, state, _floats(metrics) if config.checkpoint.best else None)
+        if trouble or (asked and not last):
+            window.close(state)
+            saves.wait()
+            raise NotFinite(f"{trouble}; saved at step {done}") if trouble else Preempted(_asked(label, done))
+        previous = (done, metrics)
+    window.close(state)
     return state
+
+
+def _floats(metrics: dict) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if name != "streak"}
+
+
+def _asked(label: str, done: int) -> str:
+    return f"{label} was asked to stop and is saved at step {done}; the same command goes on"
+
+
+def _check_best(name: str, metrics: dict, label: str, log: RunLog) -> None:
+    if name and name not in metrics:
+        log.say(f"{label}  logs no {name!r}, so checkpoint.best keeps nothing here; it logs {', '.join(metrics)}")
 
 
 def load_products(recipe: Recipe, config, workdir: str) -> dict[str, PyTree]:
     """The products of all stages of a finished run.
 
     Raises:
-      InputError: naming the first stage that is not finished.
+      InputError: naming the first stage that is not finished, or a save that cannot be read.
     """
+    run = Run(config, workdir, make_mesh(config.mesh), RunLog(workdir))
     products = {}
-    for name in config.stages:
-        stage = recipe.stages[name](products)
-        saves = Checkpoints(os.path.join(workdir, "checkpoints", name), config.checkpoint.keep)
-        latest = saves.latest()
-        if latest != stage.steps:
-            at = f"at step {latest or 0} of {stage.steps}"
-            raise InputError(f"--workdir={workdir}: stage {name!r} is not finished ({at}); run --mode=train first")
-        products[name] = stage.product(saves.restore(latest, abstract(stage.init)))
-        saves.close()
+    with jax.set_mesh(run.mesh):
+        for name in config.stages:
+            stage = recipe.stages[name](products)
+            saves = run.saves(name)
+            latest = saves.latest()
+            if latest == stage.steps:
+                like = abstract(stage.init, run.places(jax.eval_shape(stage.init)))
+                latest, state = saves.restore_newest(like)
+            saves.close()
+            if latest != stage.steps:
+                at = f"at step {latest or 0} of {stage.steps}"
+                raise InputError(f"--workdir={workdir}: stage {name!r} is not finished ({at}); run --mode=train first")
+            products[name] = stage.product(state)
     return products
 
 
 def train(recipe: Recipe, config, workdir: str, log: RunLog) -> dict[str, PyTree]:
-    """Runs all stages of `config.stages` in order and returns their products."""
+    """Runs all stages of `config.stages` in order and returns their products.
+
+    Raises:
+      InputError: the mesh does not fit the devices, or a batch the mesh.
+      NotFinite, Preempted, CannotSave: see `exits`.
+    """
+    run = Run(config, workdir, make_mesh(config.mesh), log)
+    check_batches(config, run.mesh)
     products = {}
-    for i, name in enumerate(config.stages):
-        label = f"{name} ({i + 1}/{len(config.stages)})"
-        products[name] = run_stage(recipe.stages[name](products), label, workdir, config, log)
+    with jax.set_mesh(run.mesh), StopRequest() as stop:
+        for i, name in enumerate(config.stages):
+            label = f"{name} ({i + 1}/{len(config.stages)})"
+            products[name] = run_stage(recipe.stages[name](products), label, run, stop)
     return products

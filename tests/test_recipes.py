@@ -78,5 +78,5 @@ def test_alignment_raises_the_reward_and_approaches_the_tilted_data(seed, tmp_pa
     rows = summary(tmp_path)
     before, after = rows["one step, initial"], rows["one step, didr"]
     assert after["reward"] > before["reward"] + 0.3
-    assert after["frechet_tilted"] < before["frechet_tilted"] - 0.3
+    assert after["to_tilted_data"] < before["to_tilted_data"] - 0.3
     assert after["accuracy"] > 0.85 and after["diversity"] > 0.85 * before["diversity"]

@@ -36,7 +36,8 @@ def both(mix, x):
 
 
 def test_total_is_the_weighted_sum_of_normalised_scores():
-    mix = RewardMix({"a": toy("a", jnp.square, centre=1.0, spread=4.0), "b": toy("b", jnp.sin)}, {"a": 3.0, "b": -0.5})
+    models = {"a": toy("a", jnp.square, centre=1.0, spread=4.0), "b": toy("b", jnp.sin)}
+    mix = RewardMix(models, {"a": 3.0, "b": -0.5})
     score, grad = both(mix, images())
     m = images().mean(axis=(1, 2, 3))
     np.testing.assert_allclose(score.terms["a"], (2 * m) ** 2, rtol=1e-6)

@@ -61,10 +61,15 @@ def test_image_range(folder):
 
 @pytest.mark.parametrize(
     "name, text, message",
-    [("p.txt", "a", "none of .jsonl, .csv, .tsv"), ("p.csv", "image,prompt\n", "no rows"), ("p.jsonl", "{", "cannot read"),
-     ("p.csv", "image,colour\n0.png,red\n", "row 1 has no text under prompt"), ("p.jsonl", "[1]", "row 1 has no text"),
-     ("p.tsv", "image\tprompt\n0.png\n", "row 1 has no text under prompt")],
-)  # fmt: skip
+    [
+        ("p.txt", "a", "none of .jsonl, .csv, .tsv"),
+        ("p.csv", "image,prompt\n", "no rows"),
+        ("p.jsonl", "{", "cannot read"),
+        ("p.jsonl", "[1]", "row 1 has no text"),
+        ("p.csv", "image,colour\n0.png,red\n", "row 1 has no text under prompt"),
+        ("p.tsv", "image\tprompt\n0.png\n", "row 1 has no text under prompt"),
+    ],
+)
 def test_unusable_prompt_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):

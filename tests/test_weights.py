@@ -64,7 +64,8 @@ def assert_same(got, want):
 def test_layouts_and_exact_round_trip():
     state = torch_state()
     params = to_flax(state, TABLE, flax_shapes())
-    np.testing.assert_array_equal(params["down_0"]["conv1"]["kernel"], state["down.0.conv1.weight"].transpose(2, 3, 1, 0))
+    hwio = state["down.0.conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(params["down_0"]["conv1"]["kernel"], hwio)
     np.testing.assert_array_equal(params["blocks"]["mlp"]["kernel"][10], state["blocks.10.mlp.weight"].T)
     np.testing.assert_array_equal(params["k"]["kernel"], state["qkv.weight"][2:4].T)
     np.testing.assert_array_equal(params["skip"]["kernel"], state["skip.weight"][:, :, 0, 0].T)

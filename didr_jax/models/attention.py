@@ -112,7 +112,7 @@ def _splash_local(q, k, v, keep, *, causal, scale, interpret):
     q, k, v = (jnp.pad(x, ((0, 0), (0, -x.shape[1] % LANES), (0, 0), (0, 0))) for x in (q, k, v))
     segment = jnp.pad(keep, ((0, 0), (0, k.shape[1] - kv_len))).astype(jnp.int32)
     segments = splash_kernel.SegmentIds(jnp.ones(q.shape[:2], jnp.int32), segment)
-    bq, bkv = _block(q.shape[1]), _block(k.shape[1])
+    bq, bkv = (_block(x.shape[1], x.shape[3]) for x in (q, k))
     kind = splash_mask.CausalMask if causal else splash_mask.FullMask
     kernel = splash_kernel.make_splash_mha(
         splash_mask.MultiHeadMask([kind((q.shape[1], k.shape[1]))] * q.shape[2]),
@@ -128,8 +128,10 @@ def _splash_local(q, k, v, keep, *, causal, scale, interpret):
     return heads_first(out)[:, :q_len].astype(q.dtype)
 
 
-def _block(length: int) -> int:
-    return next(b for b in (1024, 512, 384, 256, LANES) if length % b == 0)
+def _block(length: int, head_dim: int) -> int:
+    """The longest block that divides the length and, with this head size, fits the chip's vector memory."""
+    most = max(LANES, 1024 * LANES // max(head_dim, LANES))
+    return next(b for b in (1024, 512, 384, 256, LANES) if b <= most and length % b == 0)
 
 
 BACKENDS = {

@@ -99,14 +99,12 @@ class LinearHead(nn.Module):
     Both were trained with dropout only; the activations in their sources are commented out.
     """
 
-    param_dtype: Any = jnp.float32
-
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[b, d] -> [b]`."""
         x = x.astype(jnp.float32)
         for i, width in enumerate((1024, 128, 64, 16, 1)):
-            x = nn.Dense(width, dtype=jnp.float32, param_dtype=self.param_dtype, name=f"dense_{i}")(x)
+            x = nn.Dense(width, name=f"dense_{i}")(x)
         return x[:, 0]
 
 
@@ -125,4 +123,4 @@ class ImageReward(nn.Module):
         kinds = dict(remat=self.remat, dtype=self.dtype, param_dtype=self.param_dtype)
         image = ImageEncoder(self.vision, name="vision", **kinds)(pixels)
         text = TextEncoder(self.text, name="text", **kinds)(ids, mask, image)
-        return LinearHead(self.param_dtype, name="head")(text[:, 0])
+        return LinearHead(name="head")(text[:, 0])

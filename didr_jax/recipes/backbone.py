@@ -57,6 +57,7 @@ class Backbone:
         for tensors in self.sources.values():
             check_fit(tensors, self.table, self.shapes)
 
-    def load(self, source: str, dtype: Any) -> PyTree:
-        """The parameters of a source in `dtype`."""
-        return to_flax(self.sources[source], self.table, self.shapes, dtype=jax.numpy.dtype(dtype))
+    def load(self, source: str, dtype: Any, shardings: Any = None) -> PyTree:
+        """The parameters of a source in `dtype`, straight into their places."""
+        dtype = jax.numpy.dtype(dtype)
+        return to_flax(self.sources[source], self.table, self.shapes, dtype=dtype, shardings=shardings)

@@ -56,20 +56,24 @@ def digits(config) -> Recipe:
     def classify(params, x0):
         return classifier.apply({"params": params}, x0)
 
-    def pretrain_loss(params, frozen, batch, key):
+    def pretrain_noise(key, n):
         time_key, noise_key, drop_key = jax.random.split(key, 3)
-        x0, n = batch["x0"], batch["x0"].shape[0]
-        dropped = jax.random.bernoulli(drop_key, config.pretrain.condition_dropout, (n,))
-        c = {"label": jnp.where(dropped, NUM_CLASSES, batch["label"])}
-        t = jax.random.uniform(time_key, (n,), minval=0.001, maxval=0.999)
-        noise = jax.random.normal(noise_key, x0.shape)
-        return denoising_loss(lambda x_t, t: denoise(params, x_t, t, c), schedule, x0, noise, t, "v"), {}
+        return {
+            "t": jax.random.uniform(time_key, (n,), minval=0.001, maxval=0.999),
+            "eps": jax.random.normal(noise_key, (n, *IMAGE)),
+            "drop": jax.random.bernoulli(drop_key, config.pretrain.condition_dropout, (n,)),
+        }
 
-    def reward_loss(params, frozen, batch, key):
+    def pretrain_loss(params, frozen, batch, noise):
+        c = {"label": jnp.where(noise["drop"], NUM_CLASSES, batch["label"])}
+        denoiser = lambda x_t, t: denoise(params, x_t, t, c)
+        return denoising_loss(denoiser, schedule, batch["x0"], noise["eps"], noise["t"], "v"), {}
+
+    def reward_loss(params, frozen, batch, noise):
         margin = prefer(params, batch["better"], batch) - prefer(params, batch["worse"], batch)
         return -jax.nn.log_sigmoid(margin), {"agreement": margin > 0}
 
-    def judge_loss(params, frozen, batch, key):
+    def judge_loss(params, frozen, batch, noise):
         logits, _ = classify(params, batch["x0"])
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return loss, {"accuracy": jnp.argmax(logits, -1) == batch["label"]}
@@ -112,7 +116,7 @@ def digits(config) -> Recipe:
         stages={
             "pretrain": lambda products: fit_stage(
                 "pretrain", config, init_params=lambda: init(network, 0, blank, jnp.zeros(1), jnp.zeros(1, int)),
-                loss=pretrain_loss, data=labelled,
+                loss=pretrain_loss, data=labelled, draw=pretrain_noise,
             ),
             "reward": lambda products: fit_stage(
                 "reward", config, init_params=lambda: init(preference, 1, blank, one_hot),

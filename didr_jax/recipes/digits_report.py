@@ -1,10 +1,13 @@
 """How the digits run is judged: rewards, Fréchet distances, accuracy, diversity, and pictures.
 
 The Fréchet distance is taken in the feature space of the judge, a classifier that no training stage
-uses.  Two targets are reported: the held-out real images, and DIDR's own target, those images tilted by
-the reward, i.e. importance-weighted by exp(r/β) within each class:
+uses, to three targets: the held-out real images; those images tilted by the reward, i.e. weighted within
+each class by
 
     w_i = exp(r(x_i, c)/β) / Σ_{j in class c} exp(r(x_j, c)/β),   each class weighing the same     (1)
+
+and the multi-step reference's samples tilted likewise.  The last is the law that DIDR converges to, whatever
+the reference learned; between it and the tilted data lies the reference's own error.
 """
 
 import dataclasses
@@ -62,16 +65,20 @@ def many_steps(models: Models, params, config, n: int) -> np.ndarray:
 
 
 class Judge:
-    """Figures of a set of labelled images, with the held-out images as their target."""
+    """Figures of a set of labelled images, with the laws that they are compared to."""
 
-    def __init__(self, models: Models, products: dict, beta: float):
+    def __init__(self, models: Models, products: dict, config):
         self._prefer = jax.jit(lambda x, label: models.prefer(products["reward"], x, {"label": label}))
         self._classify = jax.jit(lambda x: models.classify(products["judge"], x))
-        self._beta = beta
+        self._beta = config.eval.target_beta or config.align.beta
+        n = config.eval.samples
         real = models.held_out
-        features = self.features(real.images)
-        self._plain = moments(features, self.class_weights(real.labels, np.zeros(len(real.labels))))
-        self._tilted = moments(features, self.tilt_weights(real))
+        self.reference = Split(many_steps(models, products["pretrain"], config, n), np.asarray(_conditions(n)["label"]))
+        self._targets = {
+            "to_tilted_data": moments(self.features(real.images), self.tilt_weights(real)),
+            "to_tilted_reference": moments(self.features(self.reference.images), self.tilt_weights(self.reference)),
+            "to_data": moments(self.features(real.images), self.class_weights(real.labels, np.zeros(len(real.labels)))),
+        }
 
     def reward(self, images, labels) -> np.ndarray:
         return np.asarray(self._prefer(images, labels))
@@ -96,9 +103,9 @@ class Judge:
     def figures(self, images, labels, weights=None) -> dict[str, float]:
         """The row of a table: all means are weighted by `weights [n]` if they are given.
 
-        reward: mean, in log-odds of preference; frechet_tilted, frechet: distance to the tilted and to the
-        plain held-out images; accuracy: of the judge on the requested digit; diversity: mean distance in
-        feature space between two images of one class.
+        reward: mean, in log-odds of preference; to_…: Fréchet distances to the tilted held-out images, the
+        tilted reference and the plain held-out images; accuracy: of the judge on the requested digit;
+        diversity: mean distance in feature space between two images of one class.
         """
         weights = np.full(len(labels), 1 / len(labels)) if weights is None else weights
         labels = np.asarray(labels)
@@ -107,8 +114,7 @@ class Judge:
         right = np.argmax(np.asarray(self._classify(images)[0]), -1) == labels
         return {
             "reward": float(weights @ self.reward(images, labels)),
-            "frechet_tilted": frechet_distance(own, self._tilted),
-            "frechet": frechet_distance(own, self._plain),
+            **{name: frechet_distance(own, target) for name, target in self._targets.items()},
             "accuracy": float(weights @ right),
             "diversity": float(np.mean([_spread(features[labels == c], weights[labels == c]) for c in range(NUM_CLASSES)])),
         }
@@ -123,7 +129,7 @@ def _spread(features: np.ndarray, weights: np.ndarray) -> float:
 
 def figures(models: Models, products: dict, config) -> dict[str, float]:
     """The aligned generator's row."""
-    judge = Judge(models, products, config.eval.target_beta or config.align.beta)
+    judge = Judge(models, products, config)
     images = one_step(models, products["align"]["generator"], config, config.eval.samples)
     return judge.figures(images, _conditions(len(images))["label"])
 
@@ -134,11 +140,11 @@ def evaluate(models: Models, products: dict, config, workdir: str, log: RunLog) 
     Two rows bound what alignment can reach: the training images tilted by (1), and the reference's own
     samples tilted by it, which is the law that DIDR converges to.
     """
-    judge = Judge(models, products, config.eval.target_beta or config.align.beta)
+    judge = Judge(models, products, config)
     n = config.eval.samples
     labels = np.asarray(_conditions(n)["label"])
     made = {
-        f"reference, {config.eval.reference_steps} steps": many_steps(models, products["pretrain"], config, n),
+        f"reference, {config.eval.reference_steps} steps": judge.reference.images,
         "one step, initial": one_step(models, products["distill"]["generator"], config, n),
         f"one step, {config.align.objective}": one_step(models, products["align"]["generator"], config, n),
     }
@@ -148,8 +154,7 @@ def evaluate(models: Models, products: dict, config, workdir: str, log: RunLog) 
         "real, training, tilted": judge.figures(train.images, train.labels, judge.tilt_weights(train)),
     }
     rows |= {name: judge.figures(images, labels) for name, images in made.items()}
-    from_reference = Split(next(iter(made.values())), labels)
-    rows["reference, tilted"] = judge.figures(from_reference.images, labels, judge.tilt_weights(from_reference))
+    rows["reference, tilted"] = judge.figures(judge.reference.images, labels, judge.tilt_weights(judge.reference))
     write_summary(workdir, rows, log)
     show = config.eval.grid_rows * NUM_CLASSES
     for file, images in zip(("reference", "before", "after"), made.values()):

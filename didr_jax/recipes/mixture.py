@@ -36,7 +36,7 @@ def mixture(config) -> Recipe:
     reward = closed_form.QuadraticReward(
         jnp.asarray(config.reward.slope), config.reward.curvature, jnp.asarray(config.reward.center)
     )
-    target = reference.tilt(reward, config.eval.target_beta or config.align.beta)
+    targets = {beta: reference.tilt(reward, beta) for beta in config.eval.target_betas}
     network = PointNet(config.network.width, config.network.depth)
     exact = reference.denoiser(schedule)
 
@@ -60,12 +60,14 @@ def mixture(config) -> Recipe:
             reward=(lambda frozen, x0, c: reward(x0)) if with_reward else None,
         )
 
-    def pretrain_loss(params, frozen, batch, key):
+    def pretrain_noise(key, n):
         noise_key, time_key = jax.random.split(key)
-        x0 = batch["x0"]
-        t = jax.random.uniform(time_key, x0.shape[:1], minval=0.001, maxval=0.999)
-        noise = jax.random.normal(noise_key, x0.shape)
-        return denoising_loss(lambda x_t, t: denoise(params, x_t, t, None), schedule, x0, noise, t, "v"), {}
+        t = jax.random.uniform(time_key, (n,), minval=0.001, maxval=0.999)
+        return {"eps": jax.random.normal(noise_key, (n, 2)), "t": t}
+
+    def pretrain_loss(params, frozen, batch, noise):
+        denoiser = lambda x_t, t: denoise(params, x_t, t, None)
+        return denoising_loss(denoiser, schedule, batch["x0"], noise["eps"], noise["t"], "v"), {}
 
     def points(rng, n):
         means = np.asarray(config.law.means, np.float32)
@@ -79,25 +81,28 @@ def mixture(config) -> Recipe:
         z = jax.random.normal(jax.random.key(config.eval.seed), (n, 2))
         return np.asarray(jax.jit(generate)(products[stage]["generator"], z, None, None))
 
-    def evaluate(products, workdir: str, log: RunLog) -> None:
-        n = config.eval.samples
-        keys = jax.random.split(jax.random.key(config.eval.seed + 1), 3)
-        truth = np.asarray(target.sample(keys[0], n))
-        clouds = {
-            "reference": np.asarray(reference.sample(keys[1], n)),
-            "one-step initial": samples(products, "distill", n),
-            config.align.objective: samples(products, "align", n),
-            "tilted law p*": np.asarray(target.sample(keys[2], n)),
+    def figures_of(cloud: np.ndarray) -> dict[str, float]:
+        """Mean reward, KL(p_θ ‖ p_ref) in nats from a nearest-neighbour entropy, energy distance to each p*."""
+        row = {
+            "reward": float(jnp.mean(reward(cloud))),
+            "kl_to_reference": -knn_entropy(cloud) - float(jnp.mean(reference.log_prob(cloud))),
         }
-        rows = {name: _figures(cloud, truth, reference, reward) for name, cloud in clouds.items()}
-        write_summary(workdir, rows, log)
-        scatter(os.path.join(workdir, "samples.png"), clouds)
-        curves(workdir)
+        truths = {beta: law.sample(jax.random.key(config.eval.seed + 1), len(cloud)) for beta, law in targets.items()}
+        return row | {f"energy_to_beta_{beta:g}": energy_distance(cloud, np.asarray(x)) for beta, x in truths.items()}
 
     def figures(products) -> dict[str, float]:
+        return figures_of(samples(products, "align", config.eval.samples))
+
+    def evaluate(products, workdir: str, log: RunLog) -> None:
         n = config.eval.samples
-        truth = np.asarray(target.sample(jax.random.key(config.eval.seed + 1), n))
-        return _figures(samples(products, "align", n), truth, reference, reward)
+        fresh = jax.random.key(config.eval.seed + 2)
+        clouds = {"reference": reference.sample(fresh, n), "one-step initial": samples(products, "distill", n)}
+        clouds[config.align.objective] = samples(products, "align", n)
+        clouds |= {f"tilted law, beta {beta:g}": law.sample(fresh, n) for beta, law in targets.items()}
+        clouds = {name: np.asarray(cloud) for name, cloud in clouds.items()}
+        write_summary(workdir, {name: figures_of(cloud) for name, cloud in clouds.items()}, log)
+        scatter(os.path.join(workdir, "samples.png"), clouds)
+        curves(workdir)
 
     def sample(products, workdir: str, log: RunLog) -> None:
         path = os.path.join(workdir, "samples.npy")
@@ -124,7 +129,8 @@ def mixture(config) -> Recipe:
     return Recipe(
         stages={
             "pretrain": lambda products: fit_stage(
-                "pretrain", config, init_params=lambda: init_network(0), loss=pretrain_loss, data=points
+                "pretrain", config, init_params=lambda: init_network(0),
+                loss=pretrain_loss, data=points, draw=pretrain_noise,
             ),
             "distill": game("distill", with_reward=False),
             "align": game("align", with_reward=True),
@@ -133,15 +139,6 @@ def mixture(config) -> Recipe:
         evaluate=evaluate,
         sample=sample,
     )
-
-
-def _figures(cloud: np.ndarray, truth: np.ndarray, reference, reward) -> dict[str, float]:
-    """Energy distance to p*, mean reward, and KL(p_θ ‖ p_ref) in nats from a nearest-neighbour entropy."""
-    return {
-        "energy_to_target": energy_distance(cloud, truth),
-        "reward": float(jnp.mean(reward(cloud))),
-        "kl_to_reference": -knn_entropy(cloud) - float(jnp.mean(reference.log_prob(cloud))),
-    }
 
 
 def _watch_tilt(reference, reward, schedule, section):

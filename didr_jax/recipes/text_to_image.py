@@ -20,6 +20,7 @@ import numpy as np
 
 from didr_jax import lora
 from didr_jax.diffusion import to_x0
+from didr_jax.parallel import shardings
 from didr_jax.prompts import read_prompts
 from didr_jax.recipes import text_to_image_report as report
 from didr_jax.recipes.backbone import Backbone
@@ -153,12 +154,18 @@ class TextToImage:
 
     # ------------------------------------------------------------------------------------ stage
 
+    def load(self, source: str, dtype: str, role: str) -> PyTree:
+        """A network's parameters, spread over the mesh that is in use by the rules for the path `role/...`."""
+        mesh = jax.sharding.get_mesh()
+        places = None if mesh.empty else shardings({role: self.backbone.shapes}, self.config, mesh)[role]
+        return self.backbone.load(source, dtype, places)
+
     def frozen(self) -> PyTree:
         """What the step reads and never changes."""
-        b, dtype = self.backbone, self.config.network.frozen_dtype
-        parts = {"base": b.load("base", dtype), "no_text": self.no_text(), "vae": b.load_vae()}
+        dtype = self.config.network.frozen_dtype
+        parts = {"base": self.load("base", dtype, "base"), "no_text": self.no_text(), "vae": self.backbone.load_vae()}
         if self.config.network.generator == "lora":
-            parts["generator"] = b.load("generator", dtype)
+            parts["generator"] = self.load("generator", dtype, "generator")
         return parts | ({} if self.mix is None else {"rewards": self.mix.params})
 
     def start(self, who: str) -> PyTree:
@@ -166,7 +173,7 @@ class TextToImage:
         source, salt = {"generator": ("generator", 0), "ta": ("base", 1)}[who]
         network, knobs = self.config.network, self.config.lora
         if network[who] == "full":
-            return self.backbone.load(source, network.param_dtype)
+            return self.load(source, network.param_dtype, who)
         key = jax.random.fold_in(jax.random.key(self.config.seed), salt)
         return lora.init(key, self.backbone.shapes, knobs.layers, knobs.rank)
 

@@ -33,6 +33,11 @@ def tokenize(tokenizer, prompts: Sequence[str], max_length: int = 512) -> tuple[
     ]
     # Rotary positions are relative, so the side does not matter to the encoder; the transformer wants captions first.
     out = tokenizer(
-        messages, padding="max_length", max_length=max_length, truncation=True, padding_side="right", return_tensors="np"
+        messages,
+        padding="max_length",
+        padding_side="right",
+        max_length=max_length,
+        truncation=True,
+        return_tensors="np",
     )
     return out["input_ids"].astype(np.int32), out["attention_mask"].astype(bool)

@@ -77,13 +77,22 @@ def imagereward_shapes(vision: VisionConfig, text: BertConfig, param_dtype: Any 
 
 
 def load_imagereward(
-    path: str | os.PathLike, vision: VisionConfig = VIT_L_16, text: BertConfig = BertConfig(), **placing
+    path: str | os.PathLike,
+    vision: VisionConfig = VIT_L_16,
+    text: BertConfig = BertConfig(),
+    *,
+    dtype: Any = jnp.float32,
+    shardings: Any = None,
 ) -> PyTree:
-    """`ImageReward.pt` or its tensors as safetensors -> parameters of `models.blip.ImageReward`."""
-    return to_flax(read_tensors(path), IMAGEREWARD, imagereward_shapes(vision, text), **placing)
+    """`ImageReward.pt` or its tensors as safetensors -> parameters of `models.blip.ImageReward`.
+
+    `dtype`: of the towers' parameters, the head's stay float32; `shardings`: as in `engine.to_flax`.
+    """
+    shapes = imagereward_shapes(vision, text, dtype)
+    return to_flax(read_tensors(path), IMAGEREWARD, shapes, shardings=shardings)
 
 
-def load_aesthetic_head(path: str | os.PathLike, embed: int = 768, **placing) -> PyTree:
+def load_aesthetic_head(path: str | os.PathLike, embed: int = 768, *, shardings: Any = None) -> PyTree:
     """`sac+logos+ava1-l14-linearMSE.pth` or its tensors as safetensors -> parameters of `models.blip.LinearHead`."""
     shapes = jax.eval_shape(LinearHead().init, jax.random.key(0), jnp.zeros((1, embed)))["params"]
-    return to_flax(read_tensors(path), AESTHETIC, shapes, **placing)
+    return to_flax(read_tensors(path), AESTHETIC, shapes, shardings=shardings)

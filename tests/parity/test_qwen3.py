@@ -17,7 +17,7 @@ from didr_jax.text.qwen import tokenize  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.engine import read_tensors, to_flax, to_torch, write_safetensors  # noqa: E402
 from didr_jax.weights.qwen3 import qwen3_table  # noqa: E402
-from tests.parity.oracle import assert_close, randomise  # noqa: E402
+from tests.parity.oracle import QUICK, assert_close, randomise  # noqa: E402
 
 CONFIG = dict(
     vocab_size=60, hidden_size=40, intermediate_size=56, num_hidden_layers=3, num_attention_heads=6,
@@ -57,7 +57,7 @@ def test_hidden_states(oracle, folder, ids, hidden_state):
     model, params = load(folder, hidden_state)
     with torch.no_grad():
         out = oracle(torch.from_numpy(ids), attention_mask=torch.from_numpy(MASK), output_hidden_states=True)
-    got = jax.jit(model.apply)({"params": params}, ids, MASK)
+    got = jax.jit(model.apply, compiler_options=QUICK)({"params": params}, ids, MASK)
     assert_close(np.asarray(got)[MASK], out.hidden_states[hidden_state].numpy()[MASK])
 
 
@@ -72,7 +72,7 @@ def test_layer_and_gradient(oracle, folder):
     layer = {"params": jax.tree.map(lambda leaf: leaf[0], params["layers"])}
     angles = jnp.asarray(rotary_table(MASK.shape[1], 12, 5e3))[None]
     f = lambda x: (out := Layer(model.config).apply(layer, x, angles, jnp.asarray(MASK))[0], (out * probe).sum())[::-1]
-    (_, out), grad = jax.jit(jax.value_and_grad(f, has_aux=True))(x)
+    (_, out), grad = jax.jit(jax.value_and_grad(f, has_aux=True), compiler_options=QUICK)(x)
     assert_close(np.asarray(out)[MASK], want.detach().numpy()[MASK], what="layer")
     assert_close(grad, leaf.grad, what="gradient")
 
@@ -160,7 +160,7 @@ def test_prompts_are_encoded_as_the_pipeline_does(oracle, folder, side):
     assert ids.shape == mask.shape == (3, 24) and mask.sum(1).tolist() == [len(w) for w in want] == [11, 5, 24]
     assert not (np.diff(mask.astype(int), axis=1) > 0).any(), "captions must come first"
     model, params = load(folder, -2)
-    got = np.asarray(jax.jit(model.apply)({"params": params}, ids, mask))
+    got = np.asarray(jax.jit(model.apply, compiler_options=QUICK)({"params": params}, ids, mask))
     for g, m, w in zip(got, mask, want, strict=True):
         assert_close(g[m], w)
 

@@ -123,13 +123,14 @@ class BlipOracle:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
-    """name -> (our reward, torch score of (pixels, prompts), float preprocessing, PIL preprocessing)."""
+    """name -> (our reward, torch score of (pixels, prompts), float preprocessing, official preprocessing of a file)."""
     clip, blip = ClipOracle(tmp_path_factory.mktemp("clip")), BlipOracle(tmp_path_factory.mktemp("blip"))
     head = randomise(test_blip.torch_head(16), 2)
     head_file = tmp_path_factory.mktemp("aesthetic") / "linear.pth"
     torch.save({f"layers.{k}": w for k, w in head.state_dict().items()}, head_file)
     load = lambda name, **options: rewards.load(name, options)
     return {
+        "clip": clip,
         "hps": (load("hps", weights=clip.file, tokenizer=clip.folder, arch=clip.configs),
                 lambda x, p: 100 * clip.cosine(x, p), pad, file_pad),
         "pickscore": (load("pickscore", weights=clip.folder),
@@ -173,19 +174,33 @@ def test_score_and_gradient(cases, name):
         assert np.asarray(grad).any() == (abs(value) <= 1)
 
 
+def test_half_precision_is_close_and_keeps_the_logit_scale(cases):
+    full, clip = cases["pickscore"][0], cases["clip"]
+    half = rewards.load("pickscore", dict(weights=clip.folder, dtype="bfloat16", param_dtype="bfloat16", remat=True))
+    assert half.params["logit_scale"].dtype == jnp.float32
+    assert half.params["vision"]["pos_embed"].dtype == jnp.bfloat16
+    images = jnp.asarray(load_sample_image("china.jpg")[None, :90, :60] / np.float32(127.5) - 1)
+    score = lambda r: jax.jit(jax.value_and_grad(lambda x: r.apply(r.params, x, r.tokenize(PROMPTS[:1])).sum()))
+    (want, _), (got, grad) = score(full)(images), score(half)(images)
+    assert got.dtype == grad.dtype == jnp.float32 and np.isfinite(grad).all()
+    assert abs(got - want) < 0.03 * float(jnp.exp(full.params["logit_scale"]))
+
+
 def test_folder_of_images_scores_as_officially(cases, tmp_path):
     """Image files of two shapes: within what PIL's 8-bit rounding does to each reward."""
     china, flower = (Image.fromarray(load_sample_image(f"{n}.jpg")) for n in ("china", "flower"))
-    images = {"a.png": china, "b.png": flower.crop((0, 0, 300, 427)), "sub/c.png": flower}
+    portrait = flower.crop((0, 0, 300, 427))
+    images = {"a.png": china, "b.png": portrait, "sub/c.png": flower}
     rows = [{"file_name": name, "prompt": PROMPTS[i % 2]} for i, name in enumerate(images)]
     (tmp_path / "sub").mkdir()
     for name, image in images.items():
         image.save(tmp_path / name)
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    got = score_folder(tmp_path, tmp_path / "prompts.jsonl", [c[0] for c in cases.values()], batch_size=2)
+    got = score_folder(tmp_path, tmp_path / "prompts.jsonl", [cases[name][0] for name in NAMES], batch_size=2)
     for row, expected in zip(got, rows):
         assert (row["image"], row["prompt"]) == (expected["file_name"], expected["prompt"])
-        for name, (_, oracle, _, pil) in cases.items():
+        for name in NAMES:
+            _, oracle, _, pil = cases[name]
             with torch.no_grad():
                 want = float(oracle(pil(images[row["image"]])[None], [row["prompt"]]))
             assert abs(row[name] - want) <= 1e-2 * max(1, abs(want)), (name, row["image"], row[name], want)

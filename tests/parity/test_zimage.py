@@ -1,5 +1,6 @@
 """Z-Image's transformer against diffusers' `ZImageTransformer2DModel`: random weights, ragged captions."""
 
+import functools
 import json
 
 import jax
@@ -17,7 +18,7 @@ from didr_jax.models.zimage_config import ZImageConfig  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.engine import read_tensors, to_flax, to_torch, write_safetensors  # noqa: E402
 from didr_jax.weights.zimage import zimage_table  # noqa: E402
-from tests.parity.oracle import assert_close, nchw, nhwc, randomise  # noqa: E402
+from tests.parity.oracle import QUICK, assert_close, nchw, nhwc, randomise  # noqa: E402
 
 
 CONFIGS = {
@@ -85,7 +86,7 @@ def test_whole_and_gradient(pairs, case):
         row[n:] = 1e3
     model = ZImageTransformer(config, remat=True)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def value_and_grad(x):
         f = lambda x: (out := model.apply({"params": params}, x, t, caption, lengths), (out * probe).sum())[::-1]
         (_, out), grad = jax.value_and_grad(f, has_aux=True)(x)
@@ -113,7 +114,7 @@ def test_layer_by_layer(pairs, name):
     image, text = positions(config, jnp.asarray(padded), side, side, 96)
     angles = {"noise_refiner": image, "context_refiner": text, "layers": jnp.concatenate([image, text], axis=1)}
     assert len(seen) == config.n_layers + 2 * config.n_refiner_layers
-    apply = jax.jit(Block.apply, static_argnums=0)
+    apply = jax.jit(Block.apply, static_argnums=0, compiler_options=QUICK)
     for name, (args, want) in seen.items():
         stage, i = name.split(".")
         block = Block(config, modulated=stage != "context_refiner")
@@ -130,9 +131,9 @@ def test_bfloat16(pairs):
     inputs = draw(config, (8, 8), (5, 33, 96))
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     model = ZImageTransformer(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-    out = jax.jit(model.apply)({"params": half}, *inputs)
+    out = jax.jit(model.apply, compiler_options=QUICK)({"params": half}, *inputs)
     assert out.dtype == jnp.bfloat16
-    full = jax.jit(ZImageTransformer(config).apply)({"params": params}, *inputs)
+    full = jax.jit(ZImageTransformer(config).apply, compiler_options=QUICK)({"params": params}, *inputs)
     assert_close(out.astype(jnp.float32), full, rel=0.1)
 
 

@@ -23,7 +23,7 @@ from didr_jax.weights.engine import read_tensors, to_flax  # noqa: E402
 from didr_jax.weights.qwen3 import qwen3_table  # noqa: E402
 from didr_jax.weights.vae import VAE_TABLE  # noqa: E402
 from didr_jax.weights.zimage import zimage_table  # noqa: E402
-from tests.parity.oracle import assert_close, nchw, randomise  # noqa: E402
+from tests.parity.oracle import QUICK, assert_close, nchw, randomise  # noqa: E402
 from tests.parity.test_qwen3 import make_tokenizer  # noqa: E402
 
 PROMPTS = ["a red cat on a mat", "mat on " * 14]  # of different padded lengths
@@ -44,7 +44,8 @@ def pipeline():
         )
     )  # fmt: skip
     vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 16), down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=(8, 16), down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
         latent_channels=4, norm_num_groups=4, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False,
         use_post_quant_conv=False,
     )  # fmt: skip
@@ -70,11 +71,11 @@ def ours(pipeline, tmp_path_factory):
     ids = jnp.zeros((1, 8), int)
     qwen_params = load("text_encoder", qwen, qwen3_table(config), ids, ids == 0)
     net = ZImageTransformer(config := ZImageConfig.from_json(raw("transformer")))
-    x = jnp.zeros((1, 8, 8, config.in_channels))
-    net_params = load("transformer", net, zimage_table(config), x, x[:, 0, 0, 0], jnp.zeros((1, 8, 16)), jnp.ones(1, int))
+    x, t, caption, length = jnp.zeros((1, 8, 8, config.in_channels)), jnp.zeros(1), jnp.zeros((1, 8, 16)), jnp.ones(1, int)
+    net_params = load("transformer", net, zimage_table(config), x, t, caption, length)
     vae = AutoencoderKL(vae_config := VAEConfig.from_json(raw("vae")))
     vae_params = load("vae", vae, VAE_TABLE, jnp.zeros((1, 16, 16, 3)))
-    qwen_apply = jax.jit(qwen.apply)
+    qwen_apply = jax.jit(qwen.apply, compiler_options=QUICK)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
 
     def encode(prompts):
@@ -82,7 +83,7 @@ def ours(pipeline, tmp_path_factory):
         return qwen_apply(qwen_params, ids, mask), mask.sum(1)
 
     velocity = lambda x, t, *caption: -net.apply(net_params, x, 1 - t, *caption)  # model time is 1 − σ
-    decode = jax.jit(lambda z: vae.apply(vae_params, vae_config.unscale(z), method="decode"))
+    decode = jax.jit(lambda z: vae.apply(vae_params, vae_config.unscale(z), method="decode"), compiler_options=QUICK)
     return encode, velocity, decode
 
 
@@ -103,8 +104,8 @@ def test_prompt_to_image(pipeline, ours, steps, guidance):
         positive, negative = jnp.split(both(jnp.tile(x, (2, 1, 1, 1)), jnp.tile(t, 2)), 2)
         return guide(positive, negative, guidance + 1)  # ZImagePipeline's scale is w − 1
 
-    generate = jax.jit(lambda z: denoise(guided, schedule, z, jnp.ones(2), num_steps=steps, remat=False))
-    latents = generate(noise)
+    generate = lambda z: denoise(guided, schedule, z, jnp.ones(2), num_steps=steps, remat=False)
+    latents = jax.jit(generate, compiler_options=QUICK)(noise)
 
     want = run("latent").numpy().transpose(0, 2, 3, 1)
     assert_close(latents, want, rel=2e-5 * steps, what="latents")

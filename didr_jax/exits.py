@@ -1,0 +1,73 @@
+"""How a run ends, and what its exit code tells whoever started it.
+
+    0    finished
+    2    the input cannot be used (`types.InputError`): mend it and start again
+    70   N updates in a row were not finite (`NotFinite`): saved, and `stopped.json` says what went bad
+    74   a checkpoint or a log could not be written (`CannotSave`): the last good save is intact
+    75   asked to stop (`Preempted`): saved; the same command goes on
+    134  JAX aborted, because another process of the run died: start all again, they go on
+
+Codes 74 and 75 are those of sysexits.h (I/O error, temporary failure).
+"""
+
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class RunStopped(Exception):
+    """A run that ends before it is finished, for a reason that one line tells."""
+
+    code = 1
+
+
+class NotFinite(RunStopped):
+    code = 70
+
+
+class CannotSave(RunStopped):
+    code = 74
+
+
+class Preempted(RunStopped):
+    code = 75
+
+
+class StopRequest:
+    """Listens for SIGTERM and Ctrl-C while it is open; a second signal ends the process at once.
+
+    With several processes the coordination service listens instead (for SIGTERM, and on TPU VMs for the
+    notice of preemption) and picks one step at which all of them stop.
+    """
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self):
+        self._asked = False
+        self._polls = 0  # the service wants a number that grows over all stages
+        self._before = {}
+
+    def __enter__(self) -> "StopRequest":
+        if jax.process_count() == 1:
+            self._before = {number: signal.signal(number, self._heard) for number in self._SIGNALS}
+        return self
+
+    def _heard(self, number, _frame) -> None:
+        self._asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def poll(self) -> bool:
+        """Whether to stop now.  Every process must ask equally often."""
+        self._polls += 1
+        if jax.process_count() == 1:
+            return self._asked
+        return multihost_utils.reached_preemption_sync_point(self._polls)
+
+    def __exit__(self, *_exception) -> None:
+        self._restore()

@@ -1,0 +1,99 @@
+"""What must happen before JAX touches a device: compiler flags, the compilation cache, the other processes."""
+
+import os
+from typing import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from didr_jax.types import InputError
+
+# name -> (environment variable, flags).  What they do is told in docs/running.md.
+COMPILER_FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "default": ("XLA_FLAGS", ()),
+    "gpu": (
+        "XLA_FLAGS",
+        (
+            "--xla_gpu_enable_latency_hiding_scheduler=true",
+            "--xla_gpu_triton_gemm_any=true",
+        ),
+    ),
+    "tpu": (
+        "LIBTPU_INIT_ARGS",
+        (
+            "--xla_tpu_enable_async_collective_fusion=true",
+            "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
+            "--xla_tpu_enable_async_collective_fusion_multiple_steps=true",
+            "--xla_tpu_overlap_compute_collective_tc=true",
+            "--xla_enable_async_all_gather=true",
+        ),
+    ),
+}
+
+
+def start(config) -> None:
+    """Applies `config.compiler` and joins the other processes (`config.distributed`).
+
+    Must run before anything asks JAX for a device.
+
+    Raises:
+      InputError: an unknown flag set, or a coordinator without the number or the rank of processes.
+    """
+    _compiler(config.compiler)
+    _join(config.distributed)
+
+
+def _compiler(section) -> None:
+    if section.flags not in COMPILER_FLAGS:
+        raise InputError(f"config.compiler.flags = {section.flags!r} is not known; known: {', '.join(COMPILER_FLAGS)}")
+    variable, flags = COMPILER_FLAGS[section.flags]
+    # what the user put in the environment comes last, and so wins
+    os.environ[variable] = " ".join([*flags, os.environ.get(variable, "")]).strip()
+    if section.cache:
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(section.cache))
+
+
+def _join(section) -> None:
+    timeouts = {
+        "initialization_timeout": section.start_timeout,
+        "heartbeat_timeout_seconds": section.lost_after,
+        "shutdown_timeout_seconds": section.lost_after,
+    }
+    if section.coordinator:
+        if not 0 <= section.process < section.processes:
+            where = f"config.distributed.process = {section.process}, .processes = {section.processes}"
+            raise InputError(f"{where}: with a coordinator, need 0 <= process < processes")
+        jax.distributed.initialize(section.coordinator, section.processes, section.process, **timeouts)
+    elif section.detect:
+        try:
+            jax.distributed.initialize(**timeouts)
+        except ValueError:  # no cluster that JAX knows: this process is the whole run
+            pass
+
+
+def leave() -> None:
+    """Says goodbye to the other processes, after waiting for them."""
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
+def first() -> bool:
+    """Whether this process is the one that writes logs and reports."""
+    return jax.process_index() == 0
+
+
+def on_first(check: Callable[[], None]) -> None:
+    """Runs `check` in process 0; an InputError there is raised in every process."""
+    message = b""
+    if first():
+        try:
+            check()
+        except InputError as error:
+            message = str(error).encode()
+    if jax.process_count() > 1:
+        buffer = np.zeros(4096, np.uint8)
+        buffer[: min(len(message), 4096)] = np.frombuffer(message[:4096], np.uint8)
+        message = multihost_utils.broadcast_one_to_all(buffer).tobytes().rstrip(b"\0")
+    if message:
+        raise InputError(message.decode(errors="replace"))
