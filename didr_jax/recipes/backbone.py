@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from didr_jax.schedules import Schedule
-from didr_jax.types import Array, PyTree
+from didr_jax.types import Array, InputError, PyTree
 from didr_jax.weights.engine import Rule, check_fit, to_flax
 from didr_jax.weights.files import Tensors
 
@@ -54,8 +54,11 @@ class Backbone:
 
     def check(self) -> None:
         """Raises InputError naming every tensor of a source that does not fit."""
-        for tensors in self.sources.values():
-            check_fit(tensors, self.table, self.shapes)
+        for name, tensors in self.sources.items():
+            try:
+                check_fit(tensors, self.table, self.shapes)
+            except InputError as error:
+                raise InputError(f"config.weights.{name}: {error}") from None
 
     def load(self, source: str, dtype: Any, shardings: Any = None) -> PyTree:
         """The parameters of a source in `dtype`, straight into their places."""

@@ -8,6 +8,7 @@ name and renamed when whole, and other runs may share it.
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -77,8 +78,8 @@ def cached(
 
 
 def _write(entry: Path, prompts, encode, dtype: np.dtype, batch_size: int) -> None:
-    partial = entry.with_name(f"{entry.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True, exist_ok=True)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.partial-", dir=entry.parent))
     arrays: Arrays = {}
     for start in range(0, len(prompts), batch_size):
         chunk = list(prompts[start : start + batch_size])
