@@ -69,7 +69,8 @@ def game(steps: int, lr: float, batch_size: int = 64) -> ml_collections.ConfigDi
         ema=0.995,  # decay of the generator's moving average, which is what is evaluated [ours]
         # the reward's part
         beta=1.0,  # temperature of the tilt p_ref exp(r/beta), in units of the reward; small is strong
-        estimator="conjugate",  # estimator of the diffused reward score (didr_jax.diffused_reward)
+        # of the diffused reward score: a key of didr_jax.diffused_reward.ESTIMATORS, or
+        estimator="conjugate",  # auto: drp, or covariance where the reward is a black box
         num_steps=1,  # K: denoiser evaluations per short denoising
         num_samples=1,  # N: short denoisings per estimate, for the estimators that sample
         stochasticity=1.0,  # eta of their denoising: 0 deterministic, 1 ancestral
@@ -136,7 +137,7 @@ def base() -> ml_collections.ConfigDict:
 
 
 # What may change between a run and its resumption: these do not touch what is trained.
-RESUMABLE = ("log", "checkpoint", "eval", "sample", "watch", "profile", "mesh", "distributed", "compiler")
+RESUMABLE = ("log", "checkpoint", "eval", "sample", "export", "score", "watch", "profile", "mesh", "distributed", "compiler")
 
 
 def _resumable(key: str) -> bool:
@@ -199,7 +200,7 @@ def validate(config) -> None:
 
 def _validate_game(name: str, stage, schedule: Schedule) -> None:
     require_choice(f"{name}.objective", stage.objective, OBJECTIVES)
-    require_choice(f"{name}.estimator", stage.estimator, ESTIMATORS)
+    require_choice(f"{name}.estimator", stage.estimator, ("auto", *ESTIMATORS))
     require_choice(f"{name}.weighting", stage.weighting, WEIGHTINGS)
     require_choice(f"{name}.ta_weighting", stage.ta_weighting, PREDICTIONS)
     _require(stage.beta > 0, f"{name}.beta", stage.beta, "the temperature of the tilt must be positive")
