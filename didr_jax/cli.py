@@ -18,7 +18,7 @@ from didr_jax.workdir import lock
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
-_MODE = flags.DEFINE_string("mode", "train", "train | sample | eval")
+_MODE = flags.DEFINE_string("mode", "train", "train | sample | eval | export | score")
 
 
 def _train(recipe, config, workdir: str, log: RunLog) -> None:
@@ -40,7 +40,17 @@ def _report(write, products: dict, workdir: str, log: RunLog) -> None:
         write(products, workdir, log)
 
 
-MODES = {"train": _train, "sample": _sample, "eval": _evaluate}
+def _export(recipe, config, workdir: str, log: RunLog) -> None:
+    _report(recipe.export, load_products(recipe, config, workdir), workdir, log)
+
+
+def _score(recipe, config, workdir: str, log: RunLog) -> None:
+    if first():
+        recipe.score(workdir, log)
+
+
+MODES = {"train": _train, "sample": _sample, "eval": _evaluate, "export": _export, "score": _score}
+OPTIONAL = ("export", "score")  # modes that a recipe may not have
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -93,6 +103,7 @@ def _run(_argv: list[str]) -> None:
         start(config)
         validate(config)
         recipe = recipes.build(config)
+        _check(recipe, config, _MODE.value)
         with contextlib.ExitStack() as held:
             on_first(lambda: _claim(config, workdir, held))
             log = RunLog(workdir, config.log)
@@ -114,6 +125,12 @@ def _claim(config, workdir: str, held: contextlib.ExitStack) -> None:
     claim_workdir(config, workdir)
     if _MODE.value == "train":
         held.enter_context(lock(workdir))
+
+
+def _check(recipe, config, mode: str) -> None:
+    if mode in OPTIONAL and getattr(recipe, mode) is None:
+        raise InputError(f"--mode={mode}: the recipe {config.recipe!r} has no such mode")
+    recipe.check(mode)
 
 
 def _refuse(error: InputError) -> None:

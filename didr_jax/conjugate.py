@@ -85,7 +85,8 @@ def tilted_point(schedule: Schedule, x_t: Array, t: Array, t_new: Array, slope: 
     """x' `[b, ...]` of equation (2), where `slope` is λ + κc."""
     α, σ = signal_and_noise(schedule, t, x_t)
     α_new, σ_new = signal_and_noise(schedule, t_new, x_t)
-    return σ_new**2 / α_new * (α / σ**2 * x_t + slope)
+    stretch = jnp.where(per_sample(t_new == t, x_t), 1.0, σ_new**2 / α_new * (α / σ**2))  # no tilt: x_t to the last bit
+    return stretch * x_t + σ_new**2 / α_new * slope
 
 
 def _norm(a: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from typing import Any, Callable
 
+import jax
 import numpy as np
 
 from didr_jax.objectives import OBJECTIVES, Objective, Settings
@@ -85,7 +86,7 @@ def game_stage(
 
     def batch(step):
         flat = conditions(step_rng(config.seed, name, step), rows * n)
-        return {key: value.reshape(rows, n, *value.shape[1:]) for key, value in flat.items()}
+        return jax.tree.map(lambda value: value.reshape(rows, n, *value.shape[1:]), flat)
 
     return Stage(
         name=name,
@@ -119,10 +120,11 @@ def settings_of(section) -> Settings:
     return Settings(
         weighting=section.weighting,
         beta=section.beta,
-        estimator=section.estimator,
+        estimator="drp" if section.estimator == "auto" else section.estimator,
         num_steps=section.num_steps,
         num_samples=section.num_samples,
         stochasticity=section.stochasticity,
         trust_radius=section.trust_radius,
+        max_shift=section.max_shift or None,
         huber=section.huber,
     )

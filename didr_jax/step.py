@@ -41,6 +41,7 @@ class Roles:
       ta: `(params, x_t, t, c) -> x̂0`.
       generator: `(params, z, c, key) -> x0`, from unit noise z `[b, *event_shape]`.
       reward: `(frozen, x0, c) -> r [b]`, or None.
+      terms: `(frozen, x0, c) -> {name: [b] or scalar}`, what the log says of the reward; None: its mean.
       unconditional: c -> the condition of the guidance's other branch; None if the recipe has none.
     """
 
@@ -50,6 +51,7 @@ class Roles:
     ta: Callable[[PyTree, Array, Array, Any], Array]
     generator: Callable[[PyTree, Array, Any, PRNGKey], Array]
     reward: Callable[[PyTree, Array, Any], Array] | None = None
+    terms: Callable[[PyTree, Array, Any], dict[str, Array]] | None = None
     unconditional: Callable[[Any], Any] | None = None
 
 
@@ -224,7 +226,9 @@ def make_game_step(
             nets = nets_for(frozen, ta, c)
             direction, aux = objective(x0, noise, t, rekey(objective_key), nets, settings)
             loss_gradient = jax.grad(lambda x: jnp.mean(surrogate_loss(direction, x)) / size)(x0)
-            if nets.reward is not None:
+            if roles.terms is not None:
+                aux = aux | roles.terms(frozen, x0, c)
+            elif nets.reward is not None:
                 aux = aux | {"reward": nets.reward(x0)}
             grads = pullback(loss_gradient.astype(x0.dtype))[0]
             return grads, {name: jnp.mean(values) for name, values in aux.items()}

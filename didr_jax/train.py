@@ -60,12 +60,18 @@ class Recipe:
       figures: `products -> {name: value}` of the generator that `align` left.
       evaluate: `(products, workdir, log) -> None`; writes summary.json and pictures.
       sample: `(products, workdir, log) -> None`; writes samples of the trained generator.
+      check: `mode -> None`; raises InputError for what cannot be used, before anything is written.
+      export: `(products, workdir, log) -> None`; writes the trained generator for other programs.
+      score: `(workdir, log) -> None`; scores given images by the recipe's rewards.
     """
 
     stages: dict[str, Callable[[dict[str, PyTree]], Stage]]
     figures: Callable[[dict[str, PyTree]], dict[str, float]]
     evaluate: Callable[[dict[str, PyTree], str, RunLog], None]
     sample: Callable[[dict[str, PyTree], str, RunLog], None]
+    check: Callable[[str], None] = lambda mode: None
+    export: Callable[[dict[str, PyTree], str, RunLog], None] | None = None
+    score: Callable[[str, RunLog], None] | None = None
 
 
 def step_rng(seed: int, stage: str, step: int) -> np.random.Generator:

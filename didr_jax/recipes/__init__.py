@@ -5,11 +5,14 @@ from typing import Callable
 from didr_jax.config import require_choice
 from didr_jax.recipes.digits import digits
 from didr_jax.recipes.mixture import mixture
+from didr_jax.recipes.stable_diffusion import stable_diffusion
+from didr_jax.recipes.text_to_image import text_to_image
 from didr_jax.train import Recipe
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "digits": digits,
     "mixture": mixture,
+    "stable_diffusion": lambda config: text_to_image(config, stable_diffusion),
 }
 
 

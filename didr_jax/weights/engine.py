@@ -32,7 +32,7 @@ from didr_jax.weights.files import Tensors, read_tensors, write_safetensors
 
 __all__ = [
     "Rule", "layer", "norm", "embedding", "ignore",
-    "read_tensors", "to_flax", "to_torch", "write_safetensors",
+    "check_fit", "read_tensors", "to_flax", "to_torch", "write_safetensors",
 ]  # fmt: skip
 
 # name -> (torch -> flax, flax -> torch).  All are views: no bytes are read or copied.
@@ -157,11 +157,7 @@ def to_flax(
     Raises:
       InputError: naming every missing, unexpected and misshapen tensor at once.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
-    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    sources, problems = _sources(tensors, table, leaves)
-    if problems:
-        raise InputError(f"weights do not fit the model: {'; '.join(problems)}")
+    leaves, tree, sources = _matched(tensors, table, shapes)
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if isinstance(shardings, jax.sharding.Sharding):
@@ -173,6 +169,21 @@ def to_flax(
         for (path, leaf), sharding in zip(leaves.items(), placed, strict=True)
     ]
     return tree.unflatten(arrays)
+
+
+def check_fit(tensors: Tensors, table: Sequence[Rule], shapes: PyTree) -> None:
+    """Raises the InputError that `to_flax` would, reading names and shapes only."""
+    _matched(tensors, table, shapes)
+
+
+def _matched(tensors: Tensors, table: Sequence[Rule], shapes: PyTree) -> tuple[dict, Any, dict]:
+    """{Flax path: shape}, the tree's structure, and {Flax path: source}."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    sources, problems = _sources(tensors, table, leaves)
+    if problems:
+        raise InputError(f"weights do not fit the model: {'; '.join(problems)}")
+    return leaves, tree, sources
 
 
 def _sources(tensors: Tensors, table: Sequence[Rule], leaves: dict) -> tuple[dict, list[str]]:

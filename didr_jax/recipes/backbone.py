@@ -1,0 +1,66 @@
+"""What a text-to-image recipe asks of the model that it trains; one implementation a family of models."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from didr_jax.schedules import Schedule
+from didr_jax.types import Array, InputError, PyTree
+from didr_jax.weights.engine import Rule, check_fit, to_flax
+from didr_jax.weights.files import Tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A latent diffusion model, its text encoder and its image decoder, read from a pipeline folder.
+
+    Attributes:
+      schedule: the noise schedule it was trained with.
+      prediction: what the network predicts, a key of `diffusion.PREDICTIONS`.
+      event_shape: of one latent, `[h, w, c]`.
+      generator_time: time t at which the one-step generator is evaluated on unit noise.
+      network: `(params, x_t [b, h, w, c], t [b], text) -> prediction`, float32.
+      shapes: of the network's parameters, nothing allocated.
+      table: weight names of the network.
+      sources: tensors of the `base` and of the initial `generator`, still on disk.
+      part: the network's name in a pipeline, which prefixes the names of adapters.
+      config_json: of the network, as diffusers reads it.
+      zero_text: guidance's other branch is zero embeddings; otherwise the embedding of the empty prompt.
+      load_vae: `() -> params`.
+      decode: `(vae params, x0) -> images [b, H, W, 3]`, about [-1, 1], unclipped, float32.
+      text_digest: `() -> str`, of all that embeddings depend on besides the prompts.
+      load_encoder: `() -> (prompts -> text)`, where `text` is {name: array [b, ...]}.
+      clip_tokenizer: a folder with a CLIP tokenizer for rewards that bring none; None if there is none.
+    """
+
+    schedule: Schedule
+    prediction: str
+    event_shape: tuple[int, ...]
+    generator_time: float
+    network: Callable[[PyTree, Array, Array, PyTree], Array]
+    shapes: PyTree
+    table: Sequence[Rule]
+    sources: Mapping[str, Tensors]
+    part: str
+    config_json: Mapping[str, Any]
+    zero_text: bool
+    load_vae: Callable[[], PyTree]
+    decode: Callable[[PyTree, Array], Array]
+    text_digest: Callable[[], str]
+    load_encoder: Callable[[], Callable[[Sequence[str]], PyTree]]
+    clip_tokenizer: str | None
+
+    def check(self) -> None:
+        """Raises InputError naming every tensor of a source that does not fit."""
+        for name, tensors in self.sources.items():
+            try:
+                check_fit(tensors, self.table, self.shapes)
+            except InputError as error:
+                raise InputError(f"config.weights.{name}: {error}") from None
+
+    def load(self, source: str, dtype: Any, shardings: Any = None) -> PyTree:
+        """The parameters of a source in `dtype`, straight into their places."""
+        dtype = jax.numpy.dtype(dtype)
+        return to_flax(self.sources[source], self.table, self.shapes, dtype=dtype, shardings=shardings)

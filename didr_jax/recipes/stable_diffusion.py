@@ -1,0 +1,143 @@
+"""Stable Diffusion XL and 1.5 as backbones of `text_to_image`; the folder says which.
+
+The reference is the folder's UNet.  The one-step generator is a UNet of the same architecture, evaluated
+once on unit noise z at a fixed timestep τ (DMD2, arXiv 2405.14867: τ = 399 for SDXL):
+
+    x0 = (z − σ_τ ε̂(z, τ)) / α_τ                                                               (1)
+
+Guidance's unconditional branch of SDXL is the zero embedding and the zero pooled embedding, that of
+SD 1.5 the embedding of the empty prompt.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from didr_jax.config import make_schedule, require_choice
+from didr_jax.models.attention import BACKENDS
+from didr_jax.models.unet import UNet
+from didr_jax.models.unet_config import UNetConfig
+from didr_jax.models.vae import AutoencoderKL, VAEConfig
+from didr_jax.recipes.backbone import Backbone
+from didr_jax.text.cache import digest_files
+from didr_jax.text.clip import clip_encoder, parts
+from didr_jax.types import InputError
+from didr_jax.weights.engine import read_tensors, to_flax
+from didr_jax.weights.folder import part_json, require_parts
+from didr_jax.weights.unet import unet_table
+from didr_jax.weights.vae import VAE_TABLE
+
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}  # diffusers' names -> ours
+
+
+def stable_diffusion(config) -> Backbone:
+    """Reads all but the weights themselves.
+
+    Raises:
+      InputError: a part is absent, an architecture or scheduler is not one that this port does, or the
+        image size is not one that the networks can do.
+    """
+    base, knobs = Path(config.weights.base), config.network
+    require_parts(base, "weights.base", ("unet/config.json", "vae/config.json"))
+    arch = UNetConfig.from_json(raw := part_json(base, "unet"))
+    xl = arch.added_time_dim is not None
+    require_parts(base, "weights.base", [*parts(xl), "unet", "vae"])
+    for name in ("attention", "cross_attention", "vae_attention"):
+        require_choice(f"network.{name}", knobs[name], BACKENDS)
+
+    vae_config = VAEConfig.from_json(part_json(base, "vae"))
+    event_shape = _latent_shape(config, arch, vae_config)
+    schedule = make_schedule(config)
+    unet = UNet(
+        arch, backend=knobs.attention, cross_backend=knobs.cross_attention, remat=knobs.remat, dtype=jnp.dtype(knobs.dtype)
+    )
+    vae = AutoencoderKL(vae_config, backend=knobs.vae_attention, remat=knobs.remat, dtype=jnp.dtype(knobs.vae_dtype))
+    height, width = config.image.height, config.image.width
+
+    def network(params, x_t, t, text):
+        added = None
+        if xl:  # original size, top-left corner of the crop, target size: an uncropped image of its own size
+            ids = jnp.tile(jnp.array([[height, width, 0, 0, height, width]], jnp.float32), (len(x_t), 1))
+            added = {"text_embeds": text["pooled"], "time_ids": ids}
+        eps = unet.apply({"params": params}, x_t, schedule.timestep(t), text["prompt"], added)
+        return eps.astype(jnp.float32)
+
+    def init():
+        text = {"prompt": jnp.zeros((1, 1, arch.context_dim)), "pooled": jnp.zeros((1, _pooled_width(arch)))}
+        added = {"text_embeds": text["pooled"], "time_ids": jnp.zeros((1, 6))} if xl else None
+        return unet.init(jax.random.key(0), jnp.zeros((1, *event_shape)), jnp.zeros(1), text["prompt"], added)["params"]
+
+    def load_vae():
+        shapes = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((1, height, width, 3)))["params"]
+        return to_flax(_tensors(config, base / "vae"), VAE_TABLE, shapes, dtype=jnp.dtype(knobs.vae_dtype))
+
+    def decode(params, x0):
+        return vae.apply({"params": params}, vae_config.unscale(x0), method="decode").astype(jnp.float32)
+
+    generator = config.weights.generator or base / "unet"
+    return Backbone(
+        schedule=schedule,
+        prediction=_prediction(base, config, schedule),
+        event_shape=event_shape,
+        generator_time=config.network.generator_timestep / schedule.num_timesteps,
+        network=network,
+        shapes=jax.eval_shape(init),
+        table=unet_table(arch),
+        sources={"base": _tensors(config, base / "unet"), "generator": _tensors(config, generator)},
+        part="unet",
+        config_json=raw,
+        zero_text=xl,
+        load_vae=load_vae,
+        decode=decode,
+        text_digest=lambda: digest_files(base / name for name in parts(xl)),
+        load_encoder=lambda: clip_encoder(base, xl),
+        clip_tokenizer=str(base / "tokenizer"),
+    )
+
+
+def _tensors(config, path):
+    """A folder's variant is the config's; a file is what it is."""
+    return read_tensors(path, variant=config.weights.variant or None if Path(path).is_dir() else None)
+
+
+def _pooled_width(arch: UNetConfig) -> int:
+    return arch.added_dim - 6 * arch.added_time_dim if arch.added_time_dim else 0
+
+
+def _latent_shape(config, arch: UNetConfig, vae: VAEConfig) -> tuple[int, int, int]:
+    if not arch.in_channels == arch.out_channels == vae.latent_channels:
+        raise InputError(
+            f"config.weights.base: the UNet maps {arch.in_channels} to {arch.out_channels} channels, the VAE's latents "
+            f"have {vae.latent_channels}; give a text-to-image pipeline (no inpainting, no refiner)"
+        )
+    multiple = vae.factor * 2 ** (len(arch.channels) - 1)
+    for side in ("height", "width"):
+        n = config.image[side]
+        if n < multiple or n % multiple:
+            near = max(multiple, round(n / multiple) * multiple)
+            raise InputError(
+                f"config.image.{side} = {n} is not divisible by {multiple}, which these networks need; {near} is near"
+            )
+    return config.image.height // vae.factor, config.image.width // vae.factor, vae.latent_channels
+
+
+def _prediction(base: Path, config, schedule) -> str:
+    """What the UNet predicts, after the folder's scheduler was compared with the config's schedule."""
+    if not (base / "scheduler").is_dir():
+        return "eps"
+    raw = part_json(base, "scheduler", "scheduler_config.json")
+    theirs = {"num_timesteps": raw.get("num_train_timesteps", 1000), "beta_start": raw.get("beta_start", 0.00085),
+              "beta_end": raw.get("beta_end", 0.012)}  # fmt: skip
+    ours = {"num_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012} | {
+        k: v for k, v in config.schedule.items() if k != "name"
+    }
+    linear_in_root = raw.get("beta_schedule", "scaled_linear") == "scaled_linear"
+    if schedule.name != "ddpm" or theirs != ours or not linear_in_root or raw.get("rescale_betas_zero_snr"):
+        raise InputError(
+            f"config.schedule ({schedule.name}, {ours}) is not that of {base}/scheduler "
+            f"({raw.get('beta_schedule')}, {theirs}); the networks only make sense with their own"
+        )
+    kind = raw.get("prediction_type", "epsilon")
+    require_choice("weights.base: prediction_type of its scheduler", kind, PREDICTIONS)
+    return PREDICTIONS[kind]

@@ -1,0 +1,228 @@
+"""DIDR on a text-to-image model in latent space: one stage, `align`, for every backbone.
+
+    reference   the pipeline's network, frozen                            x̂_ref
+    TA          begins as the reference; all of it is trained, or adapters (LoRA)     x̂_ψ
+    generator   one evaluation on unit noise at a fixed time, from weights of its own  g_θ
+    reward      weighted mix on the decoded image, in float32                          r
+
+Conditions are `{"text": embeddings, "tokens": the rewards' tokens}`, rows of the table of all prompts
+picked by (seed, step).  Base, VAE and rewards travel through the step as `frozen`: with adapters, TA and
+generator read their bases there too.
+"""
+
+import dataclasses
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from didr_jax import lora
+from didr_jax.diffusion import to_x0
+from didr_jax.parallel import shardings
+from didr_jax.prompts import read_prompts
+from didr_jax.recipes import text_to_image_report as report
+from didr_jax.recipes.backbone import Backbone
+from didr_jax.recipes.reward_mix import chosen, resolve_estimator, load_mix, load_rewards, require_reward
+from didr_jax.rewards import finite_gradient, summarise
+from didr_jax.scoring import score_folder
+from didr_jax.stages import game_stage
+from didr_jax.step import Roles
+from didr_jax.text.cache import cached, digest_texts
+from didr_jax.train import Recipe
+from didr_jax.types import Array, InputError, PyTree
+
+TRAIN = ("full", "lora")
+
+
+class TextToImage:
+    """The recipe of a backbone; everything that is read is read once, when it is first needed.
+
+    Args:
+      config: of `configs/sdxl.py` or one like it.
+      make_backbone: `config -> Backbone`, raising InputError for what cannot be used.
+    """
+
+    def __init__(self, config, make_backbone):
+        self.config = config
+        self._make_backbone = make_backbone
+
+    @functools.cached_property
+    def backbone(self) -> Backbone:
+        return self._make_backbone(self.config)
+
+    @functools.cached_property
+    def prompts(self) -> list[str]:
+        data = self.config.data
+        return read_prompts(data.prompts, data.column, data.limit)
+
+    @functools.cached_property
+    def mix(self):
+        return load_mix(self.config.rewards, self.backbone.clip_tokenizer)
+
+    def check(self, mode: str) -> None:
+        """Raises InputError for anything that the mode would stumble over later."""
+        config = self.config
+        if mode == "score":
+            if not chosen(config.rewards):
+                raise InputError("--mode=score has no reward: set config.rewards.hps or another")
+            _require_path("score.images", config.score.images)
+            _require_path("score.prompts", config.score.prompts)
+            return
+        _require_path("weights.base", config.weights.base)
+        _require_path("data.prompts", config.data.prompts)
+        for who in ("generator", "ta"):
+            if config.network[who] not in TRAIN:
+                raise InputError(f"config.network.{who} = {config.network[who]!r}: choose full or lora")
+        require_reward(config.align.objective, config.rewards)
+        self.backbone.check()
+        self.prompts
+        resolve_estimator(config.align, self.mix)
+
+    # ------------------------------------------------------------------------------- conditions
+
+    def embed(self, prompts: list[str]) -> PyTree:
+        """Text embeddings `{name: [n, ...]}` of prompts, on disk."""
+        data, backbone = self.config.data, self.backbone
+        key = digest_texts([backbone.text_digest()], prompts)
+        encode = lambda batch: self._encode(batch)
+        return cached(data.cache, key, prompts, encode, dtype=data.dtype, batch_size=data.batch_size)
+
+    @functools.cached_property
+    def _encode(self):
+        return self.backbone.load_encoder()
+
+    def table(self, prompts: list[str]) -> PyTree:
+        """Conditions `[n, ...]` of n prompts."""
+        tokens = {} if self.mix is None else self.mix.tokenize(prompts)
+        return {"text": self.embed(prompts), "tokens": tokens}
+
+    def no_text(self) -> PyTree:
+        """The text `[1, ...]` of guidance's unconditional branch."""
+        text = jax.tree.map(np.array, self.embed([""]))
+        return jax.tree.map(np.zeros_like, text) if self.backbone.zero_text else text
+
+    # -------------------------------------------------------------------------------- functions
+
+    def predict(self, params: PyTree, adapter: PyTree | None, x_t: Array, t: Array, c: PyTree) -> Array:
+        """x̂0 of the network with the given parameters and adapter."""
+        b, alpha = self.backbone, self.config.lora.alpha
+        prediction = lora.applied(b.network, alpha)(params, adapter, x_t, t, c["text"])
+        return to_x0(b.prediction, prediction, x_t, t, b.schedule)
+
+    def pair(self, who: str, frozen: PyTree, trained: PyTree) -> tuple[PyTree, PyTree | None]:
+        """(parameters, adapter) of the generator or the TA."""
+        base = {"generator": "generator", "ta": "base"}[who]
+        return (trained, None) if self.config.network[who] == "full" else (frozen[base], trained)
+
+    def generate(self, params: PyTree, adapter: PyTree | None, z: Array, c: PyTree) -> Array:
+        """Latents of one step from unit noise z `[b, h, w, c]`."""
+        return self.predict(params, adapter, z, jnp.full(z.shape[0], self.backbone.generator_time), c)
+
+    def decode(self, frozen: PyTree, x0: Array) -> Array:
+        """Images `[b, H, W, 3]` in [-1, 1].  A clipped pixel has no gradient; one at the bound has all of it."""
+        image = self.backbone.decode(frozen["vae"], x0)
+        return jnp.where(jnp.abs(image) > 1, jnp.sign(image), image)
+
+    def score(self, frozen: PyTree, x0: Array, c: PyTree):
+        """`MixScore` of latents.  A sample that is not finite anywhere on the way gets no gradient."""
+        image = self.decode(frozen, finite_gradient(x0))
+        return self.mix.apply(frozen["rewards"], image, c["tokens"])
+
+    def terms(self, frozen: PyTree, x0: Array, c: PyTree) -> dict[str, Array]:
+        figures = summarise(self.score(frozen, x0, c))
+        return {"reward": figures.pop("reward/total")} | figures
+
+    def roles(self, frozen: PyTree) -> Roles:
+        """The networks, with what TA and generator read of `frozen` bound."""
+
+        def unconditional(c):
+            spread = lambda empty, like: jnp.broadcast_to(empty, like.shape).astype(like.dtype)
+            return c | {"text": jax.tree.map(spread, frozen["no_text"], c["text"])}
+
+        return Roles(
+            schedule=self.backbone.schedule,
+            event_shape=self.backbone.event_shape,
+            reference=lambda frozen, x_t, t, c: self.predict(frozen["base"], None, x_t, t, c),
+            ta=lambda p, x_t, t, c: self.predict(*self.pair("ta", frozen, p), x_t, t, c),
+            generator=lambda p, z, c, key: self.generate(*self.pair("generator", frozen, p), z, c),
+            reward=None if self.mix is None else lambda frozen, x0, c: self.score(frozen, x0, c).total,
+            terms=None if self.mix is None else self.terms,
+            unconditional=unconditional,
+        )
+
+    # ------------------------------------------------------------------------------------ stage
+
+    def load(self, source: str, dtype: str, role: str) -> PyTree:
+        """A network's parameters, spread over the mesh that is in use by the rules for the path `role/...`."""
+        mesh = jax.sharding.get_mesh()
+        places = None if mesh.empty else shardings({role: self.backbone.shapes}, self.config, mesh)[role]
+        return self.backbone.load(source, dtype, places)
+
+    def frozen(self) -> PyTree:
+        """What the step reads and never changes."""
+        dtype = self.config.network.frozen_dtype
+        parts = {"base": self.load("base", dtype, "base"), "no_text": self.no_text(), "vae": self.backbone.load_vae()}
+        if self.config.network.generator == "lora":
+            parts["generator"] = self.load("generator", dtype, "generator")
+        return parts | ({} if self.mix is None else {"rewards": self.mix.params})
+
+    def start(self, who: str) -> PyTree:
+        """The parameters, or fresh adapters, that the generator or the TA begins with."""
+        source, salt = {"generator": ("generator", 0), "ta": ("base", 1)}[who]
+        network, knobs = self.config.network, self.config.lora
+        if network[who] == "full":
+            return self.load(source, network.param_dtype, who)
+        key = jax.random.fold_in(jax.random.key(self.config.seed), salt)
+        return lora.init(key, self.backbone.shapes, knobs.layers, knobs.rank)
+
+    def align(self, _products: PyTree):
+        """The stage's builder."""
+        config = self.config.copy_and_resolve_references()
+        config.align = resolve_estimator(config.align, self.mix)
+        table, n = self.table(self.prompts), len(self.prompts)
+
+        def conditions(rng, rows):
+            picked = rng.integers(n, size=rows)
+            return jax.tree.map(lambda column: column[picked], table)
+
+        generator, ta = self.start("generator"), self.start("ta")
+
+        def stage(frozen):
+            return game_stage(
+                "align", config, roles=self.roles(frozen), conditions=conditions,
+                init_generator=lambda: generator, init_ta=lambda: ta, frozen=frozen,
+            )  # fmt: skip
+
+        # The step binds the frozen parameters that it is handed, not those of this process at build time.
+        return dataclasses.replace(
+            stage(self.frozen()), step=lambda state, frozen, batch: stage(frozen).step(state, frozen, batch)
+        )
+
+    def score_images(self, workdir: str) -> None:
+        section = self.config.score
+        tokenizer = self.backbone.clip_tokenizer if self.config.weights.base else None
+        models = load_rewards(self.config.rewards, tokenizer)
+        score_folder(
+            section.images, section.prompts, models, os.path.join(workdir, "scores.csv"), batch_size=section.batch_size
+        )
+
+
+def _require_path(key: str, value: str) -> None:
+    if not value:
+        raise InputError(f"config.{key} is empty; give --config.{key}=PATH")
+
+
+def text_to_image(config, make_backbone) -> Recipe:
+    """The recipe of a backbone."""
+    task = TextToImage(config, make_backbone)
+    return Recipe(
+        stages={"align": task.align},
+        figures=lambda products: report.figures(task, products),
+        evaluate=lambda products, workdir, log: report.evaluate(task, products, workdir, log),
+        sample=lambda products, workdir, log: report.sample(task, products, workdir, log),
+        check=task.check,
+        export=lambda products, workdir, log: report.export(task, products, workdir, log),
+        score=lambda workdir, log: task.score_images(workdir),
+    )

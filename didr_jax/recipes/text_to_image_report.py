@@ -1,0 +1,147 @@
+"""How a text-to-image run is judged and what it hands on: rewards, pictures, samples, exported weights.
+
+Everything is drawn from the evaluation's own noise, the same for the generator before and after.
+"""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from didr_jax import lora
+from didr_jax.metrics import RunLog
+from didr_jax.prompts import read_prompts
+from didr_jax.reports import curves, write_summary
+from didr_jax.types import PyTree
+from didr_jax.weights.engine import to_torch, write_safetensors
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' names
+ADAPTER = "pytorch_lora_weights.safetensors"
+
+
+def first_prompts(task, n: int) -> list[str]:
+    """The first n prompts of `config.eval.prompts`, or of the training file where that is empty."""
+    section = task.config.eval
+    if section.prompts:
+        return read_prompts(section.prompts, task.config.data.column, n)
+    return task.prompts[:n]
+
+
+def generator_params(task, frozen: PyTree, products: dict | None) -> tuple[PyTree, PyTree | None]:
+    """(parameters, adapter) of the trained generator; of the initial one where `products` is None."""
+    if products is not None:
+        return task.pair("generator", frozen, products["align"]["generator"])
+    initial = frozen.get("generator") or task.backbone.load("generator", task.config.network.param_dtype)
+    return initial, None
+
+
+class Judge:
+    """Images and reward terms of a generator on given prompts, `config.eval.batch_size` at a time."""
+
+    def __init__(self, task, frozen: PyTree, prompts: list[str], seed: int):
+        self._task, self._frozen, self.prompts, self._seed = task, frozen, prompts, seed
+        self._table = task.table(prompts)
+        # Parameters are arguments: a program must not hold a copy of a model as a constant.
+        self._latents = jax.jit(task.generate)
+        self._finish = jax.jit(self._image_and_terms)
+
+    def _image_and_terms(self, frozen, x0, c):
+        terms = {} if self._task.mix is None else self._task.score(frozen, x0, c).terms
+        return self._task.decode(frozen, x0), terms
+
+    def run(self, generator: tuple[PyTree, PyTree | None]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Images `[n, H, W, 3]` in [-1, 1] and `{reward: [n]}` in published units."""
+        n, size = len(self.prompts), self._task.config.eval.batch_size
+        shape, key = self._task.backbone.event_shape, jax.random.key(self._seed)
+        images, terms = [], []
+        for start in range(0, n, size):
+            rows = np.minimum(np.arange(start, start + size), n - 1)  # the last batch is filled up
+            c = jax.tree.map(lambda column: np.asarray(column[rows]), self._table)
+            z = jnp.stack([jax.random.normal(jax.random.fold_in(key, i), shape) for i in rows])
+            image, scores = self._finish(self._frozen, self._latents(*generator, z, c), c)
+            images.append(np.asarray(image))
+            terms.append(jax.tree.map(np.asarray, scores))
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts)[:n], *terms)
+        return np.concatenate(images)[:n], joined
+
+
+def _judge(task, n: int, seed: int) -> tuple[Judge, PyTree]:
+    frozen = task.frozen()
+    return Judge(task, frozen, first_prompts(task, n), seed), frozen
+
+
+def _means(terms: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.nanmean(values)) for name, values in terms.items()}
+
+
+def figures(task, products: dict) -> dict[str, float]:
+    """Mean of every reward, trained and held out, on the evaluation prompts."""
+    judge, frozen = _judge(task, task.config.eval.num, task.config.eval.seed)
+    return _means(judge.run(generator_params(task, frozen, products))[1])
+
+
+def evaluate(task, products: dict, workdir: str, log: RunLog) -> None:
+    """summary.json (a row before, one after), before.png and after.png for the same noise, and curves."""
+    config = task.config
+    judge, frozen = _judge(task, config.eval.num, config.eval.seed)
+    rows = {}
+    for file, label, made in (
+        ("before", "one step, initial", None), ("after", f"one step, {config.align.objective}", products)
+    ):  # fmt: skip
+        images, terms = judge.run(generator_params(task, frozen, made))
+        rows[label] = _means(terms)
+        colour_grid(os.path.join(workdir, f"{file}.png"), images, config.eval.columns)
+    write_summary(workdir, rows, log)
+    curves(workdir)
+    log.say(f"wrote summary.json, before.png, after.png and curves_align.png to {workdir}")
+
+
+def sample(task, products: dict, workdir: str, log: RunLog) -> None:
+    """A PNG per evaluation prompt in workdir/samples, and prompts.jsonl beside them, as `--mode=score` reads it."""
+    judge, frozen = _judge(task, task.config.sample.num, task.config.sample.seed)
+    images, _ = judge.run(generator_params(task, frozen, products))
+    folder = os.path.join(workdir, "samples")
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "prompts.jsonl"), "w", encoding="utf-8") as file:
+        for i, (image, prompt) in enumerate(zip(images, judge.prompts)):
+            name = f"{i:05d}.png"
+            Image.fromarray(to_bytes(image)).save(os.path.join(folder, name))
+            file.write(json.dumps({"image": name, "prompt": prompt}, ensure_ascii=False) + "\n")
+    log.say(f"wrote {len(images)} images and prompts.jsonl to {folder}")
+
+
+def export(task, products: dict, workdir: str, log: RunLog) -> None:
+    """workdir/export/PART/ for diffusers' `from_pretrained`, adapters merged; and the adapters alone if there are any."""
+    backbone, dtype = task.backbone, jnp.dtype(task.config.export.dtype)
+    folder = os.path.join(workdir, "export")
+    params = products["align"]["generator"]
+    if task.config.network.generator == "lora":
+        adapter, alpha = params, task.config.lora.alpha
+        lora.save(os.path.join(folder, ADAPTER), adapter, alpha, backbone.table, prefix=backbone.part, dtype=dtype)
+        # From the file, not from the rounded copy that trained: merging rounds once.
+        params = lora.merge(backbone.load("generator", "float32"), adapter, alpha)
+    part = os.path.join(folder, backbone.part)
+    write_safetensors(os.path.join(part, WEIGHTS), to_torch(params, backbone.table, dtype=dtype))
+    with open(os.path.join(part, "config.json"), "w") as file:
+        json.dump(dict(backbone.config_json), file, indent=2)
+    log.say(f"wrote {folder}")
+
+
+def to_bytes(images: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> uint8, rounded as diffusers does."""
+    return np.round((np.clip(np.asarray(images, np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def colour_grid(path: str, images: np.ndarray, columns: int) -> None:
+    """A PNG of images `[n, h, w, 3]` in [-1, 1], `columns` to a row, two white pixels between them."""
+    n, h, w, _ = images.shape
+    columns = min(columns, n)
+    rows, gap = -(-n // columns), 2
+    canvas = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(to_bytes(images)):
+        top, left = (i // columns) * (h + gap), (i % columns) * (w + gap)
+        canvas[top : top + h, left : left + w] = image
+    Image.fromarray(canvas).save(path)

@@ -1,0 +1,33 @@
+"""Pipeline folders as diffusers saves them: one sub-folder a part, each with its `config.json` and weights."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from didr_jax.types import InputError
+
+
+def require_parts(folder: str | os.PathLike, where: str, parts: Iterable[str]) -> None:
+    """Raises InputError unless `folder` has all `parts`, files or folders; `where` is the config key."""
+    folder = Path(folder)
+    if not str(folder) or not folder.is_dir():
+        raise InputError(f"config.{where}: no such folder: {folder}; give a pipeline in diffusers' format")
+    absent = [part for part in parts if not (folder / part).exists()]
+    if absent:
+        raise InputError(f"config.{where}: {folder} lacks {', '.join(absent)}; give a whole pipeline in diffusers' format")
+
+
+def part_json(folder: str | os.PathLike, part: str, name: str = "config.json") -> dict[str, Any]:
+    """The parsed `FOLDER/PART/config.json`.
+
+    Raises:
+      InputError: unreadable.
+    """
+    path = Path(folder) / part / name
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} ({error}); fetch it again") from None

@@ -1,0 +1,119 @@
+"""Prompt files of every kind, and embeddings on disk."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from didr_jax.prompts import read_prompts
+from didr_jax.text.cache import cached, digest_files, digest_texts
+from didr_jax.types import InputError
+
+PROMPTS = ["ein Haus, groß", 'a "red" cat', "dog"]
+FILES = {
+    "p.txt": "ein Haus, groß\n\n  a \"red\" cat \ndog",
+    "p.jsonl": "\n".join(json.dumps(row) for row in ({"id": 1, "caption": PROMPTS[0]}, PROMPTS[1], {"prompt": "dog"})),
+    "p.csv": 'id,text\n1,"ein Haus, groß"\n2,"a ""red"" cat"\n3,dog\n4,\n',
+    "p.tsv": "caption\tid\nein Haus, groß\t1\n\"a \"\"red\"\" cat\"\t2\ndog\t3\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_kinds_of_files(tmp_path, name):
+    (tmp_path / name).write_text(FILES[name], encoding="utf-8")
+    assert read_prompts(tmp_path / name) == PROMPTS
+    assert read_prompts(tmp_path / name, limit=2) == PROMPTS[:2]
+
+
+def test_parquet(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"id": [1, 2, 3, 4], "caption": [*PROMPTS, None]}), tmp_path / "p.parquet")
+    assert read_prompts(tmp_path / "p.parquet") == PROMPTS
+    with pytest.raises(InputError, match="no column words; it has id, caption"):
+        read_prompts(tmp_path / "p.parquet", "words")
+
+
+def test_parquet_without_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match="pip install pyarrow"):
+        read_prompts(tmp_path / "p.parquet")
+
+
+def test_a_named_column(tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,long\na,b\n")
+    assert read_prompts(tmp_path / "p.csv", "long") == ["b"]
+
+
+@pytest.mark.parametrize(
+    "name, text, column, message",
+    [
+        ("p.doc", "a", "", "none of .txt, .jsonl"), ("p.txt", "\n \n", "", "no prompts"), ("p.csv", "prompt\n", "", "no prompts"),
+        ("p.csv", "words\na\n", "", "row 1 has no column prompt or caption or text; it has words"), ("p.jsonl", "{", "", "cannot read"),
+        ("p.jsonl", '{"prompt": 3}', "", "line 1: prompt is 3, not text"), ("p.txt", "a", "prompt", "plain list"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_used(tmp_path, name, text, column, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_prompts(tmp_path / name, column)
+    with pytest.raises(InputError, match="cannot read"):
+        read_prompts(tmp_path / "absent.txt")
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot read"):
+        read_prompts(tmp_path / "p.txt")
+
+
+def encoder():
+    """Embeddings that tell the prompt, and the sizes of the batches that were asked for."""
+    asked = []
+
+    def encode(prompts):
+        asked.append(len(prompts))
+        return {"length": np.array([[len(p)] for p in prompts], np.float32), "one": np.ones((len(prompts), 2, 3))}
+
+    return encode, asked
+
+
+def test_embeddings_are_computed_once_and_mapped(tmp_path):
+    encode, asked = encoder()
+    prompts = ["a", "bb", "ccc", "dddd", "eeeee"]
+    get = lambda dtype: cached(tmp_path / "new" / "cache", "key", prompts, encode, dtype=dtype, batch_size=2, say=str)
+    for _ in range(2):
+        arrays = get("float32")
+        np.testing.assert_array_equal(arrays["length"][:, 0], [1, 2, 3, 4, 5])
+        assert arrays["one"].shape == (5, 2, 3) and isinstance(arrays["one"], np.memmap)
+        assert asked == [2, 2, 2]
+    assert get("float16")["length"].dtype == np.float16 and len(asked) == 6
+    assert sorted(p.name for p in (tmp_path / "new" / "cache").iterdir()) == ["key-float16", "key-float32"]
+
+
+def test_a_failure_leaves_no_entry(tmp_path):
+    def encode(prompts):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        cached(tmp_path, "key", ["a"], encode, say=str)
+    encode, _ = encoder()
+    assert cached(tmp_path, "key", ["abc"], encode, say=str)["length"] == 3
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="config.data.cache.*choose another"):
+        cached(tmp_path / "file" / "cache", "key", ["a"], encoder()[0], say=str)
+
+
+def test_digests_tell_contents_and_nothing_else(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "weights").write_bytes(b"12")
+    assert digest_files([tmp_path / "a"]) == digest_files([tmp_path / "b"])
+    (tmp_path / "b" / "weights").write_bytes(b"13")
+    assert digest_files([tmp_path / "a"]) != digest_files([tmp_path / "b"])
+    assert len({digest_texts(*t) for t in ([["ab", "c"]], [["a", "bc"]], [["ab"], ["c"]], [["abc"]])}) == 4
