@@ -37,7 +37,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.distill = game(steps=500, lr=3e-4)
     config.distill.objective = "dmd2"
     config.align = game(steps=400, lr=2e-4)
-    config.align.estimator = "conjugate"
     # Above t = .8 the reward sees nothing but blur; any range of t has the same minimiser.
     config.align.generator_t_max = 0.8
     for stage in (config.distill, config.align):

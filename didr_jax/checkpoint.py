@@ -14,6 +14,7 @@ mesh is checked to the last bit.  A save that cannot be read back exactly is nam
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -58,6 +59,10 @@ def _digests(tree: PyTree) -> dict[str, int]:
     return {path: int(value) for path, value in running.items()}
 
 
+def _bytes(tree: PyTree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def code_version() -> str:
     """The git commit of this code, with "+" if it was edited since; "unknown" outside a checkout."""
     here = os.path.dirname(os.path.abspath(__file__))
@@ -86,7 +91,7 @@ class Checkpoints:
         if section.best:
             sign = 1 if section.best_mode == "max" else -1
             figure = lambda metrics: sign * metrics[section.best]
-            keep.append(checkpoint_managers.BestN(figure, n=1, keep_checkpoints_without_metrics=False))
+            keep.append(checkpoint_managers.BestN(get_metric_fn=figure, n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             create=True, preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep)
         )
@@ -104,7 +109,7 @@ class Checkpoints:
         """Raises InputError, in every process, if one more save of `like` would not fit on the disk."""
 
         def check():
-            need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
+            need = _bytes(like)
             free = shutil.disk_usage(self._directory).free
             if free < need:
                 raise InputError(
@@ -130,21 +135,32 @@ class Checkpoints:
         meta = {"step": step, **self._about, "leaves": _describe(vars(state)), "digests": _digests(vars(state))}
         judged = {self._best: figures[self._best]} if figures and np.isfinite(figures.get(self._best, np.nan)) else None
         with self._writing(step):
+            self._probe(_bytes(vars(state)))
             contents = ocp.args.Composite(state=ocp.args.StandardSave(vars(state)), meta=ocp.args.JsonSave(meta))
             self._manager.save(step, args=contents, metrics=judged)
+
+    def _probe(self, need: int) -> None:
+        """Raises OSError where orbax would only find out, minutes later, in one of its threads."""
+        if first():
+            probe = os.path.join(self._directory, ".probe")
+            with open(probe, "wb") as file:
+                file.write(bytes(2**16))
+            os.remove(probe)
+            if shutil.disk_usage(self._directory).free < need:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @contextlib.contextmanager
     def _writing(self, step: int | None):
         try:
             yield
         except Exception as error:  # orbax hands on whatever its threads met
-            self._manager.reload()
             cause = " ".join(str(error).split())[:300]
-            full = shutil.disk_usage(self._directory).free < 2**20
+            with contextlib.suppress(Exception):
+                self._manager.reload()
+            at = "" if step is None else f" at step {step}"
             raise CannotSave(
-                f"{'the disk is full; ' if full else ''}could not write a checkpoint to {self._directory}"
-                f"{'' if step is None else f' around step {step}'}; the last good one is of step "
-                f"{self._manager.latest_step()}. Make room and start again. ({type(error).__name__}: {cause})"
+                f"could not write a checkpoint to {self._directory}{at} ({type(error).__name__}: {cause}); "
+                f"the last good one is of step {self._manager.latest_step()}. Mend that and start again"
             ) from error
 
     def restore_newest(self, like):

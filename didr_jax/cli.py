@@ -113,9 +113,10 @@ def _run(_argv: list[str]) -> None:
     except InputError as error:
         _refuse(error)
     except RunStopped as stopped:
-        if first():
+        if first() or not stopped.everywhere:
             print(f"didr_jax: {stopped}", file=sys.stderr)
-        leave()
+        if stopped.everywhere:
+            leave()
         sys.exit(stopped.code)
 
 

@@ -69,11 +69,13 @@ def game(steps: int, lr: float, batch_size: int = 64) -> ml_collections.ConfigDi
         ema=0.995,  # decay of the generator's moving average, which is what is evaluated [ours]
         # the reward's part
         beta=1.0,  # temperature of the tilt p_ref exp(r/beta), in units of the reward; small is strong
-        estimator="drp",  # of the diffused reward score (didr_jax.diffused_reward); auto: drp, or covariance for a black box
+        # of the diffused reward score: a key of didr_jax.diffused_reward.ESTIMATORS, or
+        estimator="conjugate",  # auto: drp, or covariance where the reward is a black box
         num_steps=1,  # K: denoiser evaluations per short denoising
         num_samples=1,  # N: short denoisings per estimate, for the estimators that sample
         stochasticity=1.0,  # eta of their denoising: 0 deterministic, 1 ancestral
         trust_radius=config_dict.placeholder(float),  # largest L2 norm of the tilt per sample, in x0 units; None: no limit
+        max_shift=2.0,  # how far `shifted` and `conjugate` may move the reference's input, in noise norms; 0: no limit
         huber=1e-3,  # c of the pseudo-Huber distance of sim and distar, in x0 units
         generator_optimizer=optimizer(lr),
         ta_optimizer=optimizer(lr),
@@ -204,6 +206,7 @@ def _validate_game(name: str, stage, schedule: Schedule) -> None:
     _require(stage.beta > 0, f"{name}.beta", stage.beta, "the temperature of the tilt must be positive")
     _require(stage.num_steps >= 1, f"{name}.num_steps", stage.num_steps, "K must be at least 1")
     _require(stage.num_samples >= 1, f"{name}.num_samples", stage.num_samples, "N must be at least 1")
+    _require(stage.max_shift >= 0, f"{name}.max_shift", stage.max_shift, "must not be negative; 0 means no limit")
     _require(0 <= stage.stochasticity <= 1, f"{name}.stochasticity", stage.stochasticity, "must lie in [0, 1]")
     _require(stage.ta_updates >= 1, f"{name}.ta_updates", stage.ta_updates, "must be at least 1")
     if stage.trust_radius is not None:

@@ -16,7 +16,7 @@ For a linear reward, t' = t and x' = x_t + (σ²/α)∇ℓ.  The paper's proxy (
 (3) in that shift: right while the denoiser is linear along it, and far too long where the posterior has
 several modes, whose weights saturate under a tilt while a derivative does not.  (3) costs a forward
 pass where the proxy costs a backward one (twice that), needs no derivative of the denoiser, and cannot
-leave the hull of the denoiser's outputs.
+leave the data's hull if the denoiser is exact.
 
 `shifted` takes λ = ∇ℓ(x̂), κ = 0: two evaluations.
 
@@ -85,7 +85,8 @@ def tilted_point(schedule: Schedule, x_t: Array, t: Array, t_new: Array, slope: 
     """x' `[b, ...]` of equation (2), where `slope` is λ + κc."""
     α, σ = signal_and_noise(schedule, t, x_t)
     α_new, σ_new = signal_and_noise(schedule, t_new, x_t)
-    return σ_new**2 / α_new * (α / σ**2 * x_t + slope)
+    stretch = jnp.where(per_sample(t_new == t, x_t), 1.0, σ_new**2 / α_new * (α / σ**2))  # no tilt: x_t to the last bit
+    return stretch * x_t + σ_new**2 / α_new * slope
 
 
 def _norm(a: Array) -> Array:

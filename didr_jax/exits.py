@@ -5,7 +5,8 @@
     70   N updates in a row were not finite (`NotFinite`): saved, and `stopped.json` says what went bad
     74   a checkpoint or a log could not be written (`CannotSave`): the last good save is intact
     75   asked to stop (`Preempted`): saved; the same command goes on
-    134  JAX aborted, because another process of the run died: start all again, they go on
+    134  JAX aborted, because another process of the run died: start all again, they go on (a process that
+         is talking to the dead one at that moment can end with 1 and a traceback instead)
 
 Codes 74 and 75 are those of sysexits.h (I/O error, temporary failure).
 """
@@ -17,9 +18,13 @@ from jax.experimental import multihost_utils
 
 
 class RunStopped(Exception):
-    """A run that ends before it is finished, for a reason that one line tells."""
+    """A run that ends before it is finished, for a reason that one line tells.
+
+    `everywhere`: all processes of the run raise it, at the same step.
+    """
 
     code = 1
+    everywhere = True
 
 
 class NotFinite(RunStopped):
@@ -28,6 +33,7 @@ class NotFinite(RunStopped):
 
 class CannotSave(RunStopped):
     code = 74
+    everywhere = False
 
 
 class Preempted(RunStopped):

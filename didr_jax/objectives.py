@@ -64,11 +64,12 @@ class Settings:
 
     weighting: str = "dmd2"
     beta: float = 1.0
-    estimator: str = "drp"
+    estimator: str = "conjugate"
     num_steps: int = 1
     num_samples: int = 1
     stochasticity: float = 1.0
     trust_radius: float | None = None
+    max_shift: float | None = 2.0
     huber: float = 1e-3
     unroll: bool = False
 
@@ -151,7 +152,7 @@ def didr(x0, noise, t, key, nets, settings):
         nets.reward, nets.reference, nets.schedule, x_t, t,
         beta=settings.beta, estimator=settings.estimator, num_steps=settings.num_steps,
         num_samples=settings.num_samples, key=key, stochasticity=settings.stochasticity,
-        trust_radius=settings.trust_radius, x_hat=x_c, pullback=pullback, unroll=settings.unroll,
+        trust_radius=settings.trust_radius, max_shift=settings.max_shift, x_hat=x_c, pullback=pullback, unroll=settings.unroll,
     )  # fmt: skip
     α, σ = signal_and_noise(nets.schedule, t, x0)
     tilt = σ**2 / α * drs

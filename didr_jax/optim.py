@@ -39,16 +39,16 @@ def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
 
 
 def guarded_update(
-    tx: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree
+    tx: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree, loss: Array | float = 0.0
 ) -> tuple[PyTree, PyTree, Array, Array]:
-    """One optimiser update that a non-finite gradient cannot spoil.
+    """One optimiser update that a non-finite gradient or loss cannot spoil.
 
     Returns:
-      params, opt_state (both as they were if any gradient entry is NaN or infinite), the global norm
-      of the gradient, and whether the update was skipped (int32, 0 or 1).
+      params, opt_state (both as they were if the loss or any gradient entry is NaN or infinite), the
+      global norm of the gradient, and whether the update was skipped (int32, 0 or 1).
     """
     norm = optax.global_norm(grads)
-    finite = jnp.isfinite(norm)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
     updates, new_opt_state = tx.update(grads, opt_state, params)
     new_params = optax.apply_updates(params, updates)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

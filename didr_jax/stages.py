@@ -125,5 +125,6 @@ def settings_of(section) -> Settings:
         num_samples=section.num_samples,
         stochasticity=section.stochasticity,
         trust_radius=section.trust_radius,
+        max_shift=section.max_shift or None,
         huber=section.huber,
     )

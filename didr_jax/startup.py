@@ -4,6 +4,7 @@ import os
 from typing import Callable
 
 import jax
+import jaxlib
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -31,6 +32,10 @@ COMPILER_FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 
+# jaxlib version -> flags without which its results are wrong.  0.10.2 on the CPU: a jitted sum of products with
+# a broadcast factor and many outputs (tests/test_diffused_reward.py has one); no measurable cost.
+NEEDED_FLAGS: dict[str, tuple[str, ...]] = {"0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=",)}
+
 
 def start(config) -> None:
     """Applies `config.compiler` and joins the other processes (`config.distributed`).
@@ -48,10 +53,15 @@ def _compiler(section) -> None:
     if section.flags not in COMPILER_FLAGS:
         raise InputError(f"config.compiler.flags = {section.flags!r} is not known; known: {', '.join(COMPILER_FLAGS)}")
     variable, flags = COMPILER_FLAGS[section.flags]
-    # what the user put in the environment comes last, and so wins
-    os.environ[variable] = " ".join([*flags, os.environ.get(variable, "")]).strip()
+    _prepend("XLA_FLAGS", NEEDED_FLAGS.get(jaxlib.__version__, ()))
+    _prepend(variable, flags)
     if section.cache:
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(section.cache))
+
+
+def _prepend(variable: str, flags: tuple[str, ...]) -> None:
+    """Adds flags before those of the user's environment, which come last and so win."""
+    os.environ[variable] = " ".join([*flags, os.environ.get(variable, "")]).strip()
 
 
 def _join(section) -> None:

@@ -137,7 +137,7 @@ def make_fit_step(
 
         noise = draw(step_key(seed, state.step), jax.tree.leaves(batch)[0].shape[0])
         grads, figures = over_micro_batches(means, (batch, noise), micro_batches, unroll)
-        params, opt, norm, skip = guarded_update(tx, grads, state.opt, state.params)
+        params, opt, norm, skip = guarded_update(tx, grads, state.opt, state.params, figures["loss"])
         ema = moving_average(state.ema, params, state.step, ema_decay)
         counts = count_skips(state, skip)
         return FitState(state.step + 1, params, ema, opt, **counts), figures | {"grad_norm": norm} | counts
@@ -204,7 +204,7 @@ def make_game_step(
             return jax.value_and_grad(mean_loss)(params)
 
         value, grads = over_micro_batches(means, rows, micro_batches, unroll)
-        params, opt, norm, skip = guarded_update(tx_ta, grads, opt, params)
+        params, opt, norm, skip = guarded_update(tx_ta, grads, opt, params, value)
         return (params, opt, skipped + skip), (value, norm)
 
     def nets_for(frozen, ta, c) -> Nets:
@@ -247,7 +247,9 @@ def make_game_step(
         )
 
         grads, figures = generator_gradient(state.generator, ta, frozen, last_row, keys[-1])
-        generator, opt_generator, norm, skip = guarded_update(tx_generator, grads, state.opt_generator, state.generator)
+        generator, opt_generator, norm, skip = guarded_update(
+            tx_generator, grads, state.opt_generator, state.generator, figures.get("reward", 0.0)
+        )
         ema = moving_average(state.ema, generator, state.step, ema_decay)
 
         metrics = {"ta_loss": jnp.mean(ta_loss), "ta_grad_norm": jnp.mean(ta_norm), "grad_norm": norm} | figures

@@ -145,11 +145,12 @@ def test_without_reward_didr_is_di_and_dmd2_to_the_last_bit(jit):
         np.testing.assert_array_equal(outputs["didr"], outputs[name])
 
 
-def test_a_reward_that_is_zero_changes_nothing():
+@pytest.mark.parametrize("estimator", ["drp", "shifted", "conjugate"])
+def test_a_reward_that_is_zero_changes_nothing(estimator):
     x0, noise, t, weight = random_batch()
     zero = random_nets(weight, reward=lambda x: 0.0 * jnp.sum(x, axis=(1, 2, 3)))
     off = random_nets(weight, reward=None)
-    didr = OBJECTIVES["didr"](x0, noise, t, KEY, zero, Settings())[0]
+    didr = OBJECTIVES["didr"](x0, noise, t, KEY, zero, Settings(estimator=estimator))[0]
     np.testing.assert_array_equal(didr, OBJECTIVES["di"](x0, noise, t, KEY, off, Settings())[0])
 
 
@@ -161,7 +162,7 @@ def test_one_step_didr_evaluates_the_reference_once():
         calls.append(1)
         return jnp.sin(x * weight)
 
-    OBJECTIVES["didr"](x0, noise, t, KEY, random_nets(weight, reference=reference), Settings(num_steps=1))
+    OBJECTIVES["didr"](x0, noise, t, KEY, random_nets(weight, reference=reference), Settings(estimator="drp"))
     assert len(calls) == 1
 
 

@@ -39,7 +39,7 @@ ROLES = Roles(
 
 def game_step(tx=optax.sgd(LR), seed=0, objective="didr"):
     return make_game_step(
-        ROLES, OBJECTIVES[objective], Settings(beta=2.0), tx, tx,
+        ROLES, OBJECTIVES[objective], Settings(beta=2.0, estimator="drp"), tx, tx,
         seed=seed, guidance=1.0, ta_weighting="v", ta_times=(0.1, 0.9), generator_times=(0.2, 0.8), ema_decay=EMA,
     )  # fmt: skip
 

@@ -157,7 +157,7 @@ def _watch_tilt(reference, reward, schedule, section):
             estimate = diffused_reward_score(
                 reward, denoiser, schedule, x_t, t,
                 beta=section.beta, estimator=section.estimator, num_steps=section.num_steps,
-                num_samples=section.num_samples, key=key, trust_radius=section.trust_radius,
+                num_samples=section.num_samples, key=key, trust_radius=section.trust_radius, max_shift=section.max_shift or None,
             )  # fmt: skip
             α, σ = signal_and_noise(schedule, t, x_t)
             norm = lambda drs: jnp.linalg.norm(σ**2 / α * drs, axis=-1)

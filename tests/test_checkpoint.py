@@ -1,0 +1,142 @@
+"""Saves: kept by policy, checked to the last bit, and never lost for a damaged one."""
+
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from didr_jax import checkpoint
+from didr_jax.checkpoint import Checkpoints
+from didr_jax.exits import CannotSave
+from didr_jax.state import FitState
+from didr_jax.types import InputError
+from tiny_runs import tiny, train_tiny
+
+
+def state(value=1.0, rows=32):
+    params = {"w": np.full((rows, 8), value, np.float32), "half": jax.numpy.full(5, value, jax.numpy.bfloat16)}
+    count = np.asarray(3, np.int32)
+    return jax.tree.map(jax.numpy.asarray, FitState(count, params, params, {"mask": np.ones(3, bool)}, count, count))
+
+
+def like(rows=32):
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), state(rows=rows))
+
+
+def saves(tmp_path, **policy):
+    config = tiny(**{f"checkpoint__{k}": v for k, v in policy.items()})
+    return Checkpoints(str(tmp_path / "stage"), config.checkpoint, {"code": "abc"})
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    box = saves(tmp_path)
+    box.save(7, state(np.pi))
+    box.close()
+    step, restored = saves(tmp_path).restore_newest(like())
+    assert step == 7
+    jax.tree.map(np.testing.assert_array_equal, restored, state(np.pi))
+    jax.tree.map(lambda a, b: a.dtype == b.dtype, restored, state())
+
+
+def test_policy_keeps_the_newest_the_milestones_and_the_best(tmp_path):
+    box = saves(tmp_path, keep=2, keep_every=40, best="reward", best_mode="max")
+    rewards = {10: 0.1, 20: 0.9, 30: float("nan"), 40: 0.2, 50: 0.5, 60: 0.3, 70: 0.4}
+    for step, reward in rewards.items():
+        box.save(step, state(step), {"reward": reward})
+        box.wait()
+    assert box.steps() == [20, 40, 60, 70]
+    box.close()
+    low = saves(tmp_path / "low", keep=1, best="loss", best_mode="min")
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0)):
+        low.save(step, state(step), {"loss": loss})
+        low.wait()
+    assert low.steps() == [2, 3]
+    low.close()
+
+
+@pytest.mark.parametrize("change", [lambda x: x.at[0, 0].add(1e-7), lambda x: x.at[3, 1].set(-x[3, 1]), lambda x: x[::-1]])
+def test_the_digest_sees_any_change(change):
+    x = jax.random.normal(jax.random.key(0), (16, 4))
+    assert checkpoint._digests({"x": x}) == checkpoint._digests({"x": x + 0})
+    assert checkpoint._digests({"x": x}) != checkpoint._digests({"x": change(x)})
+
+
+def test_a_state_of_other_shape_is_refused_and_left_in_place(tmp_path):
+    box = saves(tmp_path)
+    box.save(7, state())
+    box.wait()
+    with pytest.raises(InputError, match=r"ema/w is float32\[32,8\] there and float32\[64,8\] here"):
+        box.restore_newest(like(rows=64))
+    assert box.steps() == [7]
+    box.close()
+
+
+def test_a_save_that_fails_names_the_last_good_one(tmp_path, monkeypatch):
+    box = saves(tmp_path)
+    box.save(7, state())
+    box.wait()
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(CannotSave, match="could not write a checkpoint .*stage at step 8 .* last good one is of step 7"):
+        box.save(8, state())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run of one stage with its saves of steps 10 and 20, and its products."""
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, train_tiny(workdir, tiny(stages=("pretrain",)))
+
+
+def data_files(save: pathlib.Path):
+    return [file for file in save.rglob("*") if file.is_file() and "/d/" in str(file)]
+
+
+def truncate(save):
+    for data in data_files(save):
+        os.truncate(data, data.stat().st_size // 2)
+
+
+def flip(save):
+    """One bit in the middle of every data file."""
+    for data in data_files(save):
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 16
+        data.write_bytes(content)
+
+
+def lose(save):
+    (save / "state" / "manifest.ocdbt").unlink()
+
+
+def lose_meta(save):
+    shutil.rmtree(save / "meta")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, lose, lose_meta])
+def test_a_damaged_save_is_named_and_the_one_before_it_used(damage, trained, tmp_path, capsys):
+    workdir, products = trained
+    shutil.copytree(workdir, tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoints" / "pretrain" / "20")
+    again = train_tiny(tmp_path / "run", tiny(stages=("pretrain",)))
+    told = capsys.readouterr().out
+    assert "pretrain/20 is damaged" in told and "goes on from at step 10" in told
+    assert len(list((tmp_path / "run" / "checkpoints" / "corrupt").iterdir())) == 1
+    jax.tree.map(np.testing.assert_array_equal, again, products)
+
+
+def test_when_no_save_is_whole_the_run_stops_instead_of_starting_over(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "run")
+    for step in ("10", "20"):
+        flip(tmp_path / "run" / "checkpoints" / "pretrain" / step)
+    with pytest.raises(InputError, match="no checkpoint of .* can be read"):
+        train_tiny(tmp_path / "run", tiny(stages=("pretrain",)))
+
+
+def test_a_save_tells_its_origin(trained):
+    meta = (trained[0] / "checkpoints" / "pretrain" / "20" / "meta" / "metadata").read_text()
+    for word in ('"stage": "pretrain"', '"code"', '"jax"', '"seed": 0', '"digests"'):
+        assert word in meta

@@ -1,0 +1,120 @@
+"""The mixture recipe at its tiniest, in this process or in others, for tests of the engine.
+
+    python tests/tiny_runs.py '{"workdir": …, "devices": 8, "set": {"mesh.fsdp": 4}, "out": "products.npz"}'
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+TINY = {
+    "stages": ("pretrain", "distill"),
+    "network.width": 16,
+    "network.depth": 1,
+    "pretrain.steps": 20,
+    "distill.steps": 20,
+    "pretrain.batch_size": 64,
+    "distill.batch_size": 64,
+    "align.batch_size": 64,
+    "distill.ta_updates": 2,
+    "align.ta_updates": 2,
+    "log.every": 5,
+    "checkpoint.every": 10,
+    "distributed.detect": False,
+}
+
+
+def tiny(**overrides):
+    """The config, with `overrides` by flat key ("." written as "__")."""
+    from configs import mixture
+
+    config = mixture.get_config()
+    config.update_from_flattened_dict(TINY | {key.replace("__", "."): value for key, value in overrides.items()})
+    return config
+
+
+def train_tiny(workdir, config, recipe=None) -> dict:
+    """Trains in this process (the mixture, or another recipe); the products as `{path: numpy array}`."""
+    import jax
+    import numpy as np
+
+    from didr_jax import recipes
+    from didr_jax.config import claim_workdir, validate
+    from didr_jax.metrics import RunLog
+    from didr_jax.parallel import path_of, to_host
+    from didr_jax.startup import on_first
+    from didr_jax.train import train
+
+    validate(config)
+    on_first(lambda: claim_workdir(config, str(workdir)))
+    log = RunLog(str(workdir), config.log)
+    try:
+        products = to_host(train(recipe or recipes.build(config), config, str(workdir), log))
+    finally:
+        log.close()
+    return {path_of(keys): np.asarray(x) for keys, x in jax.tree_util.tree_leaves_with_path(products)}
+
+
+def spawn(workdir, *, devices=1, processes=1, out=None, cache=None, **overrides) -> list[subprocess.Popen]:
+    """One run as `processes` processes of `devices` virtual devices each; their output goes to files."""
+    common = {key.replace("__", "."): value for key, value in overrides.items()}
+    if cache:
+        common["compiler.cache"] = str(cache)
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common |= {"distributed.coordinator": f"127.0.0.1:{port}", "distributed.processes": processes}
+    started = []
+    for i in range(processes):
+        request = {"workdir": str(workdir), "set": common | {"distributed.process": i}, "out": out and str(out)}
+        environment = os.environ | {
+            "PYTHONPATH": REPO, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
+        }  # fmt: skip
+        with open(f"{workdir}.{i}.log", "ab") as log:
+            command = [sys.executable, os.path.abspath(__file__), json.dumps(request)]
+            started.append(subprocess.Popen(command, cwd=REPO, env=environment, stdout=log, stderr=log))
+    return started
+
+
+def finish(started: list[subprocess.Popen], timeout: float) -> list[int]:
+    """Exit codes; whatever still runs after `timeout` seconds is killed and fails the test."""
+    try:
+        return [process.wait(timeout) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def said(workdir, process=0) -> str:
+    """What a spawned process printed."""
+    with open(f"{workdir}.{process}.log", errors="replace") as file:
+        return file.read()
+
+
+def _main() -> None:
+    request = json.loads(sys.argv[1])
+    from didr_jax import startup
+    from didr_jax.exits import RunStopped
+
+    config = tiny(**request["set"])
+    startup.start(config)
+    import numpy as np
+
+    try:
+        products = train_tiny(request["workdir"], config)
+        if request["out"] and startup.first():
+            np.savez(request["out"], **products)
+        startup.leave()
+    except RunStopped as stopped:
+        print(stopped, flush=True)
+        startup.leave()
+        sys.exit(stopped.code)
+
+
+if __name__ == "__main__":
+    _main()
