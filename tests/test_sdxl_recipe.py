@@ -1,6 +1,5 @@
 """SDXL end to end, at tiny size: a diffusers pipeline in, trained by run.py, a UNet that diffusers runs out."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from didr_jax.recipes.text_to_image_report import ADAPTER, WEIGHTS, Judge, expor
 from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.engine import read_tensors, write_safetensors  # noqa: E402
 from tests import tiny_pipeline as tiny  # noqa: E402
-from tests.parity.oracle import assert_close, nchw, randomise  # noqa: E402
+from tests.parity.oracle import assert_close, nchw  # noqa: E402
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Each program runs a few times: it is compiled in haste, and once for all processes.
@@ -50,9 +49,10 @@ def task_of(settings, **more):
     return TextToImage(config_of(settings, **more), stable_diffusion)
 
 
-def run(settings, workdir, cache, *arguments):
+def run(settings, workdir, cache, *arguments, devices=1):
+    flags = HASTE | {"xla_force_host_platform_device_count": devices}
     environment = os.environ | {
-        "XLA_FLAGS": " ".join(f"--{flag}={str(value).lower()}" for flag, value in HASTE.items()),
+        "XLA_FLAGS": " ".join(f"--{flag}={str(value).lower()}" for flag, value in flags.items()),
         "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     knobs = [f"--config.{key}={value}" for key, value in settings.items()]
@@ -109,7 +109,7 @@ def test_diffusers_runs_the_export_and_gets_our_image(inputs, trained):
     )  # fmt: skip
     client.set_progress_bar_config(disable=True)
     theirs = lambda kind: client(
-        tiny.PROMPTS[:3], tiny.HEIGHT, tiny.WIDTH, timesteps=[399], num_inference_steps=1, guidance_scale=0.0,
+        tiny.PROMPTS[:3], height=tiny.HEIGHT, width=tiny.WIDTH, timesteps=[399], guidance_scale=0.0,
         latents=nchw(noise), output_type=kind,
     ).images  # fmt: skip
 
@@ -188,6 +188,28 @@ def test_every_objective_takes_a_step(inputs, objective):
     for who, trained in (("generator", state.generator), ("ta", state.ta)):
         moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), trained, task.start(who))
         assert np.mean(jax.tree.leaves(moved)) > 0.9
+
+
+@pytest.mark.slow
+def test_half_precision_and_rematerialisation_follow_full_precision(inputs):
+    """The precisions that configs/sdxl.py sets, on the same noise."""
+    _, full, _ = one_step(task_of(inputs[1]))
+    half = {"network.dtype": "bfloat16", "network.frozen_dtype": "bfloat16", "data.dtype": "float16"}
+    task = task_of(inputs[1] | half | {"network.remat": True, "rewards.remat": True})
+    state, metrics, untouched = one_step(task)
+    assert untouched and metrics["skipped"] == 0
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.generator)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(task.frozen()["base"])} == {jnp.dtype("bfloat16")}
+    for name in ("ta_loss", "gap", "reward/hps"):
+        assert metrics[name] == pytest.approx(full[name], rel=0.1), name
+
+
+@pytest.mark.slow
+def test_two_devices_hold_half_of_the_parameters_each_and_compute_the_same(inputs, trained, tmp_path):
+    run(inputs[1] | {"mesh.fsdp": 2, "mesh.data": 1, "mesh.min_size": 64}, tmp_path, trained[1], devices=2)
+    alone, together = (read_metrics(str(workdir))[-1] for workdir in (trained[0], tmp_path))
+    for name in ("ta_loss", "gap", "reward", "grad_norm"):
+        assert together[name] == pytest.approx(alone[name], rel=1e-2), name
 
 
 @pytest.mark.slow
@@ -295,7 +317,7 @@ def test_a_generator_of_another_architecture_is_refused_naming_every_tensor(inpu
         ({"image.width": 0}, ["config.image.width = 0"]),
         ({"network.ta": "half"}, ["config.network.ta", "full or lora"]),
         ({"network.attention": "flash"}, ["config.network.attention", "xla"]),
-        ({"schedule.name": "cosine"}, ["config.schedule", "scaled_linear"]),
+        ({"schedule.name": "cosine", "align.ta_t_min": 0.01}, ["config.schedule", "scaled_linear"]),
         ({"rewards.weights.hps": 0.0}, ["weight 0 for hps"]),
         ({"rewards.hps": "", "rewards.pickscore": ""}, ["needs a reward", "rewards", "held_out"]),
         ({"rewards.hps": "/nowhere"}, ["no such file or folder: /nowhere"]),
