@@ -88,7 +88,8 @@ def _choose(names: list[str], column: str, where: str) -> str:
     wanted = (column,) if column else COLUMNS
     found = next((name for name in wanted if name in names), None)
     if found is None:
-        raise InputError(f"prompts: {where} has no column {' or '.join(wanted)}; it has {', '.join(map(str, names)) or 'none'}")
+        has = ", ".join(map(str, names)) or "none"
+        raise InputError(f"prompts: {where} has no column {' or '.join(wanted)}; it has {has}")
     return found
 
 

@@ -42,7 +42,8 @@ def _scheduler():
 def save_sdxl(folder):
     """A StableDiffusionXLPipeline in `folder`; returns it."""
     encoder = T.CLIPTextModel(T.CLIPTextConfig(**TEXT, hidden_size=16, hidden_act="quick_gelu", projection_dim=16))
-    encoder_2 = T.CLIPTextModelWithProjection(T.CLIPTextConfig(**TEXT, hidden_size=24, hidden_act="gelu", projection_dim=20))
+    text_2 = T.CLIPTextConfig(**TEXT, hidden_size=24, hidden_act="gelu", projection_dim=20)
+    encoder_2 = T.CLIPTextModelWithProjection(text_2)
     pipeline = diffusers.StableDiffusionXLPipeline(
         vae=randomise(_vae(), 3), text_encoder=randomise(encoder, 1), text_encoder_2=randomise(encoder_2, 2),
         tokenizer=_tokenizer(folder / "t1"), tokenizer_2=_tokenizer(folder / "t2", pad_token="!"),
@@ -98,8 +99,9 @@ def settings(root):
         "weights.base": str(root / "base"), "weights.generator": str(save_generator(root / "generator")),
         "data.prompts": str(save_prompts(root / "prompts.jsonl")), "data.cache": str(root / "cache"),
         "rewards.hps": str(save_clip(root / "hps", 7)), "rewards.pickscore": str(save_clip(root / "pickscore", 8)),
-        "rewards.custom": "tests.tiny_pipeline:redness", "rewards.held_out": ("custom",), "rewards.weights.pickscore": 0.5,
-        "rewards.custom_differentiable": True, "data.dtype": "float32", "data.batch_size": 5, "image.height": HEIGHT, "image.width": WIDTH, "network.dtype": "float32",
+        "rewards.custom": "tests.tiny_pipeline:redness", "rewards.custom_differentiable": True,
+        "rewards.held_out": ("custom",), "rewards.weights.pickscore": 0.5, "data.dtype": "float32",
+        "data.batch_size": 5, "image.height": HEIGHT, "image.width": WIDTH, "network.dtype": "float32",
         "network.frozen_dtype": "float32", "network.remat": False, "rewards.remat": False,
         "align.steps": 3, "align.batch_size": 2, "align.ta_updates": 1, "align.generator_optimizer.lr": 1e-3,
         "align.generator_optimizer.warmup": 1, "align.ta_optimizer.lr": 1e-3, "align.ta_optimizer.warmup": 1,

@@ -84,8 +84,7 @@ def resolve_estimator(section, mix: RewardMix):
     if section.objective == "didr" and min(section.num_steps, section.num_samples) < 2:
         raise InputError(
             f"config.align: black-box reward {', '.join(mix.black_boxes)} takes the estimator 'covariance', which "
-            f"compares samples: set num_steps and num_samples to 2 or more, not {section.num_steps} and {section.num_samples}"
+            f"compares samples: set num_steps and num_samples to 2 or more, not {section.num_steps} "
+            f"and {section.num_samples}"
         )
     return section
-
-

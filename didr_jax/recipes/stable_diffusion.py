@@ -49,9 +49,8 @@ def stable_diffusion(config) -> Backbone:
     vae_config = VAEConfig.from_json(part_json(base, "vae"))
     event_shape = _latent_shape(config, arch, vae_config)
     schedule = make_schedule(config)
-    unet = UNet(
-        arch, backend=knobs.attention, cross_backend=knobs.cross_attention, remat=knobs.remat, dtype=jnp.dtype(knobs.dtype)
-    )
+    backends = dict(backend=knobs.attention, cross_backend=knobs.cross_attention)
+    unet = UNet(arch, **backends, remat=knobs.remat, dtype=jnp.dtype(knobs.dtype))
     vae = AutoencoderKL(vae_config, backend=knobs.vae_attention, remat=knobs.remat, dtype=jnp.dtype(knobs.vae_dtype))
     height, width = config.image.height, config.image.width
 

@@ -28,6 +28,7 @@ from didr_jax.recipes.reward_mix import chosen, resolve_estimator, load_mix, loa
 from didr_jax.rewards import finite_gradient, summarise
 from didr_jax.scoring import score_folder
 from didr_jax.stages import game_stage
+from didr_jax.startup import first
 from didr_jax.step import Roles
 from didr_jax.text.cache import cached, digest_texts
 from didr_jax.train import Recipe
@@ -86,8 +87,9 @@ class TextToImage:
         """Text embeddings `{name: [n, ...]}` of prompts, on disk."""
         data, backbone = self.config.data, self.backbone
         key = digest_texts([backbone.text_digest()], prompts)
-        encode = lambda batch: self._encode(batch)
-        return cached(data.cache, key, prompts, encode, dtype=data.dtype, batch_size=data.batch_size)
+        encode = lambda batch: self._encode(batch)  # the encoders are loaded only if they are needed
+        say = functools.partial(print, flush=True) if first() else str
+        return cached(data.cache, key, prompts, encode, dtype=data.dtype, batch_size=data.batch_size, say=say)
 
     @functools.cached_property
     def _encode(self):
@@ -160,13 +162,17 @@ class TextToImage:
         places = None if mesh.empty else shardings({role: self.backbone.shapes}, self.config, mesh)[role]
         return self.backbone.load(source, dtype, places)
 
+    def judged(self) -> PyTree:
+        """The frozen parameters that turn trained parameters into images and scores."""
+        parts = {"vae": self.backbone.load_vae()}
+        if self.config.network.generator == "lora":
+            parts["generator"] = self.load("generator", self.config.network.frozen_dtype, "generator")
+        return parts | ({} if self.mix is None else {"rewards": self.mix.params})
+
     def frozen(self) -> PyTree:
         """What the step reads and never changes."""
-        dtype = self.config.network.frozen_dtype
-        parts = {"base": self.load("base", dtype, "base"), "no_text": self.no_text(), "vae": self.backbone.load_vae()}
-        if self.config.network.generator == "lora":
-            parts["generator"] = self.load("generator", dtype, "generator")
-        return parts | ({} if self.mix is None else {"rewards": self.mix.params})
+        base = self.load("base", self.config.network.frozen_dtype, "base")
+        return self.judged() | {"base": base, "no_text": self.no_text()}
 
     def start(self, who: str) -> PyTree:
         """The parameters, or fresh adapters, that the generator or the TA begins with."""

@@ -69,7 +69,7 @@ class Judge:
 
 
 def _judge(task, n: int, seed: int) -> tuple[Judge, PyTree]:
-    frozen = task.frozen()
+    frozen = task.judged()
     return Judge(task, frozen, first_prompts(task, n), seed), frozen
 
 
@@ -114,7 +114,7 @@ def sample(task, products: dict, workdir: str, log: RunLog) -> None:
 
 
 def export(task, products: dict, workdir: str, log: RunLog) -> None:
-    """workdir/export/PART/ for diffusers' `from_pretrained`, adapters merged; and the adapters alone if there are any."""
+    """workdir/export/PART/ for diffusers' `from_pretrained`, adapters merged, and the adapters alone beside it."""
     backbone, dtype = task.backbone, jnp.dtype(task.config.export.dtype)
     folder = os.path.join(workdir, "export")
     params = products["align"]["generator"]

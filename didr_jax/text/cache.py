@@ -73,7 +73,8 @@ def cached(
         try:
             _write(entry, prompts, encode, np.dtype(dtype), batch_size)
         except OSError as error:
-            raise InputError(f"config.data.cache: cannot write {entry} ({error.strerror or error}); choose another") from error
+            reason = error.strerror or error
+            raise InputError(f"config.data.cache: cannot write {entry} ({reason}); choose another") from error
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(entry.glob("*.npy"))}
 
 

@@ -16,7 +16,8 @@ def require_parts(folder: str | os.PathLike, where: str, parts: Iterable[str]) -
         raise InputError(f"config.{where}: no such folder: {folder}; give a pipeline in diffusers' format")
     absent = [part for part in parts if not (folder / part).exists()]
     if absent:
-        raise InputError(f"config.{where}: {folder} lacks {', '.join(absent)}; give a whole pipeline in diffusers' format")
+        lacks = ", ".join(absent)
+        raise InputError(f"config.{where}: {folder} lacks {lacks}; give a whole pipeline in diffusers' format")
 
 
 def part_json(folder: str | os.PathLike, part: str, name: str = "config.json") -> dict[str, Any]:
