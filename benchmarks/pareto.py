@@ -67,7 +67,8 @@ def write(workdir: str, rows: list[dict]) -> None:
         for label in dict.fromkeys(row["label"] for row in rows):
             curve = [(row["reward"], row[name]) for row in rows if row["label"] == label]
             axis.plot(*zip(*curve), "o-", ms=4, label=label)
-        top = max(row["reward"] for row in rows if row["label"].startswith("didr"))  # collapsed runs leave the picture
+        tilted = [row["reward"] for row in rows if row["label"].startswith("didr")]
+        top = max(tilted or [row["reward"] for row in rows])  # beside DIDR, collapsed runs leave the picture
         inside = [row[name] for row in rows if row["reward"] <= 1.3 * top]
         axis.set_xlim(min(row["reward"] for row in rows) - 0.1, 1.3 * top)
         axis.set_ylim(0.9 * min(inside), 1.1 * max(inside))
