@@ -9,6 +9,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from didr_jax import lora
@@ -30,12 +31,22 @@ def first_prompts(task, n: int) -> list[str]:
     return task.prompts[:n]
 
 
-def generator_params(task, frozen: PyTree, products: dict | None) -> tuple[PyTree, PyTree | None]:
-    """(parameters, adapter) of the trained generator; of the initial one where `products` is None."""
-    if products is not None:
-        return task.pair("generator", frozen, products["align"]["generator"])
-    initial = frozen.get("generator") or task.backbone.load("generator", task.config.network.param_dtype)
-    return initial, None
+def trained(task, frozen: PyTree, products: dict) -> tuple[PyTree, PyTree | None]:
+    """(parameters, adapter) of the trained generator."""
+    return task.pair("generator", frozen, products["align"]["generator"])
+
+
+def initial(task, frozen: PyTree, products: dict) -> tuple[PyTree, PyTree | None]:
+    """(parameters, adapter) of the generator that training began with."""
+    if "generator" in frozen:
+        return frozen["generator"], None
+    return _beside(products, task.backbone.load("generator", task.config.network.frozen_dtype)), None
+
+
+def _beside(products: PyTree, tree: PyTree) -> PyTree:
+    """`tree` on every device of the mesh that holds `products`; as it is if they are on no mesh."""
+    place = getattr(jax.tree.leaves(products)[0], "sharding", None)
+    return jax.device_put(tree, NamedSharding(place.mesh, PartitionSpec())) if isinstance(place, NamedSharding) else tree
 
 
 class Judge:
@@ -68,8 +79,8 @@ class Judge:
         return np.concatenate(images)[:n], joined
 
 
-def _judge(task, n: int, seed: int) -> tuple[Judge, PyTree]:
-    frozen = task.judged()
+def _judge(task, products: dict, n: int, seed: int) -> tuple[Judge, PyTree]:
+    frozen = _beside(products, task.judged())
     return Judge(task, frozen, first_prompts(task, n), seed), frozen
 
 
@@ -79,19 +90,19 @@ def _means(terms: dict[str, np.ndarray]) -> dict[str, float]:
 
 def figures(task, products: dict) -> dict[str, float]:
     """Mean of every reward, trained and held out, on the evaluation prompts."""
-    judge, frozen = _judge(task, task.config.eval.num, task.config.eval.seed)
-    return _means(judge.run(generator_params(task, frozen, products))[1])
+    judge, frozen = _judge(task, products, task.config.eval.num, task.config.eval.seed)
+    return _means(judge.run(trained(task, frozen, products))[1])
 
 
 def evaluate(task, products: dict, workdir: str, log: RunLog) -> None:
     """summary.json (a row before, one after), before.png and after.png for the same noise, and curves."""
     config = task.config
-    judge, frozen = _judge(task, config.eval.num, config.eval.seed)
+    judge, frozen = _judge(task, products, config.eval.num, config.eval.seed)
     rows = {}
-    for file, label, made in (
-        ("before", "one step, initial", None), ("after", f"one step, {config.align.objective}", products)
+    for file, label, generator in (
+        ("before", "one step, initial", initial), ("after", f"one step, {config.align.objective}", trained)
     ):  # fmt: skip
-        images, terms = judge.run(generator_params(task, frozen, made))
+        images, terms = judge.run(generator(task, frozen, products))
         rows[label] = _means(terms)
         colour_grid(os.path.join(workdir, f"{file}.png"), images, config.eval.columns)
     write_summary(workdir, rows, log)
@@ -101,8 +112,8 @@ def evaluate(task, products: dict, workdir: str, log: RunLog) -> None:
 
 def sample(task, products: dict, workdir: str, log: RunLog) -> None:
     """A PNG per evaluation prompt in workdir/samples, and prompts.jsonl beside them, as `--mode=score` reads it."""
-    judge, frozen = _judge(task, task.config.sample.num, task.config.sample.seed)
-    images, _ = judge.run(generator_params(task, frozen, products))
+    judge, frozen = _judge(task, products, task.config.sample.num, task.config.sample.seed)
+    images, _ = judge.run(trained(task, frozen, products))
     folder = os.path.join(workdir, "samples")
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "prompts.jsonl"), "w", encoding="utf-8") as file:
@@ -119,7 +130,7 @@ def export(task, products: dict, workdir: str, log: RunLog) -> None:
     folder = os.path.join(workdir, "export")
     params = products["align"]["generator"]
     if task.config.network.generator == "lora":
-        adapter, alpha = params, task.config.lora.alpha
+        adapter, alpha = jax.device_get(params), task.config.lora.alpha  # small; on the host it meets any base
         lora.save(os.path.join(folder, ADAPTER), adapter, alpha, backbone.table, prefix=backbone.part, dtype=dtype)
         # From the file, not from the rounded copy that trained: merging rounds once.
         params = lora.merge(backbone.load("generator", "float32"), adapter, alpha)
