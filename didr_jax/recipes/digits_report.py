@@ -109,9 +109,9 @@ class Judge:
         """
         weights = np.full(len(labels), 1 / len(labels)) if weights is None else weights
         labels = np.asarray(labels)
-        features = self.features(images)
+        logits, features = (np.asarray(output, np.float64) for output in self._classify(images))
         own = moments(features, weights)
-        right = np.argmax(np.asarray(self._classify(images)[0]), -1) == labels
+        right = np.argmax(logits, -1) == labels
         return {
             "reward": float(weights @ self.reward(images, labels)),
             **{name: frechet_distance(own, target) for name, target in self._targets.items()},

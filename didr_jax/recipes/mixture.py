@@ -112,7 +112,7 @@ def mixture(config) -> Recipe:
     def game(name: str, with_reward: bool):
         def build(products):
             before = products["distill"] if name == "align" else {"ta": products["pretrain"]}
-            watched = _watch_tilt(reference, reward, schedule, config.align) if with_reward else lambda f: f
+            watched = _watch_tilt(reference, reward, schedule) if with_reward else lambda f: f
             return game_stage(
                 name,
                 config,
@@ -141,7 +141,7 @@ def mixture(config) -> Recipe:
     )
 
 
-def _watch_tilt(reference, reward, schedule, section):
+def _watch_tilt(reference, reward, schedule):
     """Wraps an objective so that it also logs how far the estimated tilt is from the exact one.
 
     Adds `tilt_exact` = ‖(σ²/α)·DRS‖ and `tilt_error` = ‖(σ²/α)(DRS − estimate)‖, in x0 units, at the
@@ -153,11 +153,11 @@ def _watch_tilt(reference, reward, schedule, section):
         def watched(x0, noise, t, key, nets, settings):
             gradient, aux = objective(x0, noise, t, key, nets, settings)
             x_t = add_noise(schedule, x0, noise, t)
-            exact = closed_form.exact_diffused_reward_score(reference, reward, schedule, x_t, t, beta=section.beta)
+            exact = closed_form.exact_diffused_reward_score(reference, reward, schedule, x_t, t, beta=settings.beta)
             estimate = diffused_reward_score(
                 reward, denoiser, schedule, x_t, t,
-                beta=section.beta, estimator=section.estimator, num_steps=section.num_steps,
-                num_samples=section.num_samples, key=key, trust_radius=section.trust_radius, max_shift=section.max_shift or None,
+                beta=settings.beta, estimator=settings.estimator, num_steps=settings.num_steps,
+                num_samples=settings.num_samples, key=key, trust_radius=settings.trust_radius, max_shift=settings.max_shift,
             )  # fmt: skip
             α, σ = signal_and_noise(schedule, t, x_t)
             norm = lambda drs: jnp.linalg.norm(σ**2 / α * drs, axis=-1)

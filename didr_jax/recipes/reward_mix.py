@@ -1,7 +1,5 @@
 """From `config.rewards` to a reward mix."""
 
-import functools
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 
