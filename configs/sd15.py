@@ -14,6 +14,7 @@ from configs import sdxl
 
 def get_config() -> ml_collections.ConfigDict:
     config = sdxl.get_config()
+    config.compile.pipeline = "sd15"
     config.image.height = config.image.width = 512
     config.network.generator_timestep = 999  # [DMD2]
     config.align.guidance = 1.75  # [DMD2]

@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = base()
     config.recipe = "stable_diffusion"
     config.stages = ("align",)
+    config.compile.pipeline = "sdxl"
     config.schedule.name = "ddpm"
 
     config.weights = ml_collections.ConfigDict()

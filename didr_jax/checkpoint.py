@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from didr_jax.exits import CannotSave
-from didr_jax.parallel import path_of, settle
+from didr_jax.parallel import path_of, settle, with_places
 from didr_jax.startup import first, on_first
 from didr_jax.types import Array, InputError, PyTree
 
@@ -250,4 +250,4 @@ def abstract(init, places=None):
     if places is None:
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         places = jax.tree.map(lambda _: here, shapes)
-    return jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, places)
+    return with_places(shapes, places)

@@ -129,6 +129,12 @@ def base() -> ml_collections.ConfigDict:
             start_timeout=300,  # seconds to wait for the others at start
             lost_after=100,  # seconds of silence after which a process counts as dead and the others end
         ),
+        compile=_section(  # what --mode=compile plans for; training reads none of it
+            topology="",  # v5e:4x4, v6e:4x4, v5p:2x2x4, h100:8, ...; empty: the devices of this process
+            pipeline="",  # published architecture that is planned if weights.base is empty
+            utilisation=0.4,  # of the chips' peak that a step is assumed to reach
+            only_shapes=False,  # count and add up, and compile nothing: seconds, but no activations
+        ),
         compiler=_section(
             flags="default",  # a set of XLA flags: default | gpu | tpu (docs/running.md)
             cache="",  # directory where compiled programs are kept between runs; empty: nowhere
@@ -137,7 +143,7 @@ def base() -> ml_collections.ConfigDict:
 
 
 # What may change between a run and its resumption: these do not touch what is trained.
-RESUMABLE = ("log", "checkpoint", "eval", "sample", "export", "score", "watch", "profile", "mesh", "distributed", "compiler")
+RESUMABLE = ("log", "checkpoint", "eval", "sample", "export", "score", "watch", "profile", "mesh", "distributed", "compile", "compiler")
 
 
 def _resumable(key: str) -> bool:
@@ -183,6 +189,7 @@ def validate(config) -> None:
     _require(config.watch.patience >= 1, "watch.patience", config.watch.patience, "must be at least 1")
     require_choice("profile.stage", config.profile.stage, ("", *config.stages))
     parse_rules(config.mesh.rules)
+    _require(0 < config.compile.utilisation <= 1, "compile.utilisation", config.compile.utilisation, "must lie in (0, 1]")
     for name in config.stages:
         _require(name in config, "stages", config.stages, f"config has no section {name!r}")
         stage = config[name]

@@ -18,7 +18,8 @@ batch, so what is computed does not depend on the mesh or on the number of proce
 
 import math
 import re
-from typing import Any, Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,13 +33,23 @@ ROWS = ("data", "fsdp")  # the mesh axes over which the rows of a batch are spre
 DEFAULT_RULE = ".*=largest"
 
 
-def make_mesh(section) -> Mesh:
-    """The mesh of `config.mesh` over all devices of all processes; one size may be −1: what is left.
+def make_mesh(section, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of `config.mesh` over all devices of all processes, or over other `devices`.
 
     Raises:
       InputError: the sizes do not multiply to the number of devices.
     """
-    sizes, devices = [section[axis] for axis in AXES], jax.device_count()
+    sizes = mesh_sizes(section, jax.device_count() if devices is None else len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def mesh_sizes(section, devices: int) -> list[int]:
+    """The sizes in `config.mesh` of the axes; one may be −1: what is left.
+
+    Raises:
+      InputError: they do not multiply to the number of devices.
+    """
+    sizes = [section[axis] for axis in AXES]
     asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
     if sizes.count(-1) == 1:
         known = math.prod(size for size in sizes if size != -1)
@@ -46,7 +57,7 @@ def make_mesh(section) -> Mesh:
             sizes[sizes.index(-1)] = devices // known
     if min(sizes) < 1 or math.prod(sizes) != devices:
         raise InputError(f"config.mesh ({asked}) does not fit {devices} devices: the sizes must multiply to {devices}")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return sizes
 
 
 def check_batches(config, mesh: Mesh) -> None:
@@ -128,6 +139,11 @@ def shardings(tree: PyTree, config, mesh: Mesh) -> PyTree:
         return NamedSharding(mesh, spec_of(path_of(keys), np.shape(leaf), table, mesh, config.mesh.min_size))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def with_places(shapes: PyTree, places: PyTree) -> PyTree:
+    """`jax.ShapeDtypeStruct`s of `shapes` in their places."""
+    return jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, places)
 
 
 # -------------------------------------------------------------------------------------------- placing

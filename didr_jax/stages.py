@@ -67,6 +67,7 @@ def game_stage(
     conditions: Callable[[np.random.Generator, int], Any],
     frozen: PyTree,
     wrap: Callable[[Objective], Objective] = lambda objective: objective,
+    like: tuple[PyTree, PyTree] | None = None,
 ) -> Stage:
     """A stage that trains a generator against its TA; its product is `{"generator": EMA, "ta": …}`.
 
@@ -75,6 +76,7 @@ def game_stage(
       config: the whole config.
       roles: the networks; a stage without reward has `roles.reward = None`.
       init_generator, init_ta: make the parameters to start from; traceable.
+      like: shapes of what these two make; None: found by tracing them, so that they must not read files.
       conditions: `(rng, n) -> conditions` of n samples, a pytree of arrays `[n, ...]`.
       frozen: what reference and reward read.
       wrap: goes around the objective, to log more than it does.
@@ -84,6 +86,8 @@ def game_stage(
     tx_ta = make_optimizer(section.ta_optimizer, section.steps * section.ta_updates)
     rows, n = section.ta_updates + 1, section.batch_size
 
+    init = lambda generator, ta: init_game(generator, ta, tx_generator, tx_ta)
+
     def batch(step):
         flat = conditions(step_rng(config.seed, name, step), rows * n)
         return jax.tree.map(lambda value: value.reshape(rows, n, *value.shape[1:]), flat)
@@ -92,7 +96,7 @@ def game_stage(
         name=name,
         steps=section.steps,
         batch_size=n,
-        init=lambda: init_game(init_generator(), init_ta(), tx_generator, tx_ta),
+        init=lambda: init(init_generator(), init_ta()),
         step=make_game_step(
             roles,
             wrap(OBJECTIVES[section.objective]),
@@ -112,6 +116,7 @@ def game_stage(
         batch=batch,
         batch_axis=1,
         product=lambda state: {"generator": state.ema, "ta": state.ta},
+        like=None if like is None else jax.eval_shape(init, *like),
     )
 
 

@@ -13,19 +13,20 @@ Tokens = dict[str, np.ndarray]
 Tokenizer = Callable[[Sequence[str]], Tokens]
 
 
-def clip_tokenizer(folder: str | os.PathLike, length: int = 77) -> Tokenizer:
+def clip_tokenizer(folder: str | os.PathLike | None, length: int = 77) -> Tokenizer:
     """CLIP's byte-pair tokenizer -> prompts to `{"ids": int32 [b, length]}`.
 
     Padded with the folder's own padding token (the states of padding condition SDXL) and truncated so that the
-    end-of-text token stays last.  `folder`: any Hugging Face CLIP folder or a pipeline's `tokenizer*`.
+    end-of-text token stays last.  `folder`: any Hugging Face CLIP folder or a pipeline's `tokenizer*`; None: blank
+    tokens, for plans.
     """
     from transformers import CLIPTokenizer
 
     return functools.partial(_ids, _from_folder(CLIPTokenizer, folder), length, masked=False)
 
 
-def bert_tokenizer(folder: str | os.PathLike, length: int = 35) -> Tokenizer:
-    """BERT's uncased word pieces -> prompts to `{"ids": int32 [b, length], "mask": bool [b, length]}`."""
+def bert_tokenizer(folder: str | os.PathLike | None, length: int = 35) -> Tokenizer:
+    """BERT's uncased word pieces -> prompts to `{"ids": int32 [b, length], "mask": bool [b, length]}`; None as above."""
     from transformers import BertTokenizer
 
     return functools.partial(_ids, _from_folder(BertTokenizer, folder), length, masked=True)
@@ -46,13 +47,20 @@ def from_utf8(tokens: np.ndarray) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode() for row in np.asarray(tokens)]
 
 
-def _from_folder(kind: type, folder: str | os.PathLike):
+def _from_folder(kind: type, folder: str | os.PathLike | None):
+    if folder is None:
+        return _blank
     if not Path(folder).is_dir():
         raise InputError(f"tokenizer: no such folder: {folder}; give one with tokenizer.json or vocabulary files")
     files = ("tokenizer.json", "vocab.json", "vocab.txt")
     if not any((Path(folder) / name).is_file() for name in files):
         raise InputError(f"tokenizer: {folder} holds none of {', '.join(files)}")
     return kind.from_pretrained(folder)
+
+
+def _blank(prompts: list[str], *, max_length: int, **_) -> Tokens:
+    blank = np.zeros((len(prompts), max_length), np.int32)
+    return {"input_ids": blank, "attention_mask": blank}
 
 
 def _ids(tokenizer, length: int, prompts: Sequence[str], *, masked: bool) -> Tokens:

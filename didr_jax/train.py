@@ -15,10 +15,10 @@ import numpy as np
 
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from didr_jax.checkpoint import Checkpoints, abstract, code_version
+from didr_jax.checkpoint import Checkpoints, code_version
 from didr_jax.exits import NotFinite, Preempted, StopRequest
 from didr_jax.metrics import Progress, RunLog
-from didr_jax.parallel import check_batches, create, make_mesh, put, put_batch, settle, shardings
+from didr_jax.parallel import check_batches, create, make_mesh, put, put_batch, settle, shardings, with_places
 from didr_jax.profiling import ProfileWindow
 from didr_jax.types import InputError, PyTree
 from didr_jax.watch import diagnosis, write_stopped
@@ -32,12 +32,13 @@ class Stage:
       name: of its section in the config and its folder of checkpoints.
       steps: how many.
       batch_size: samples per step, for the log.
-      init: makes the state before the first step; traceable.
+      init: makes the state before the first step; traceable, and called only when a run begins: it may read files.
       step: `(state, frozen, batch) -> (state, metrics)`; pure.
       frozen: parameters that the step reads and never changes.
       batch: `step -> batch` of numpy arrays, a function of the step alone.
       batch_axis: which of their dimensions holds the samples.
       product: state -> what later stages use.
+      like: shapes of the state; None: those that tracing `init` finds.
     """
 
     name: str
@@ -49,6 +50,15 @@ class Stage:
     batch: Callable[[int], PyTree]
     batch_axis: int
     product: Callable[[Any], PyTree]
+    like: Any = None
+
+    def shapes(self) -> Any:
+        """Of the state, nothing read or computed."""
+        return jax.eval_shape(self.init) if self.like is None else self.like
+
+    def compiled(self, places: Any, mesh: Mesh) -> Callable:
+        """The step as a jitted function that overwrites its state; `places`: where the state lives."""
+        return jax.jit(self.step, donate_argnums=0, out_shardings=(places, NamedSharding(mesh, PartitionSpec())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +73,7 @@ class Recipe:
       check: `mode -> None`; raises InputError for what cannot be used, before anything is written.
       export: `(products, workdir, log) -> None`; writes the trained generator for other programs.
       score: `(workdir, log) -> None`; scores given images by the recipe's rewards.
+      outline: `() -> Stage`, the main stage made of shapes: nothing is read (`plan`).
     """
 
     stages: dict[str, Callable[[dict[str, PyTree]], Stage]]
@@ -72,6 +83,7 @@ class Recipe:
     check: Callable[[str], None] = lambda mode: None
     export: Callable[[dict[str, PyTree], str, RunLog], None] | None = None
     score: Callable[[str, RunLog], None] | None = None
+    outline: Callable[[], Stage] | None = None
 
 
 def step_rng(seed: int, stage: str, step: int) -> np.random.Generator:
@@ -96,6 +108,11 @@ class Run:
     def places(self, tree: PyTree) -> PyTree:
         return shardings(tree, self.config, self.mesh)
 
+    def like(self, stage: Stage) -> PyTree:
+        """The stage's state, abstract and in its places."""
+        shapes = stage.shapes()
+        return with_places(shapes, self.places(shapes))
+
 
 def run_stage(stage: Stage, label: str, run: Run, stop: StopRequest) -> PyTree:
     """Runs a stage to its end, from its newest whole save if there is one, and returns its product.
@@ -105,7 +122,7 @@ def run_stage(stage: Stage, label: str, run: Run, stop: StopRequest) -> PyTree:
     """
     saves = run.saves(stage.name)
     try:
-        like = abstract(stage.init, run.places(jax.eval_shape(stage.init)))
+        like = run.like(stage)
         places = jax.tree.map(lambda a: a.sharding, like)
         restored = saves.restore_newest(like)
         if restored is None:
@@ -123,8 +140,7 @@ def run_stage(stage: Stage, label: str, run: Run, stop: StopRequest) -> PyTree:
 
 def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoints, run: Run, stop: StopRequest):
     config = run.config
-    everywhere = NamedSharding(run.mesh, PartitionSpec())
-    step_fn = jax.jit(stage.step, donate_argnums=0, out_shardings=(places, everywhere))
+    step_fn = stage.compiled(places, run.mesh)
     frozen = put(stage.frozen, run.places(stage.frozen))
     progress = Progress(run.log, label, stage.name, first, stage.steps, stage.batch_size)
     window = ProfileWindow(config.profile, stage.name, run.workdir)
@@ -192,8 +208,7 @@ def load_products(recipe: Recipe, config, workdir: str) -> dict[str, PyTree]:
             saves = run.saves(name)
             latest = saves.latest()
             if latest == stage.steps:
-                like = abstract(stage.init, run.places(jax.eval_shape(stage.init)))
-                latest, state = saves.restore_newest(like)
+                latest, state = saves.restore_newest(run.like(stage))
             saves.close()
             if latest != stage.steps:
                 at = f"at step {latest or 0} of {stage.steps}"

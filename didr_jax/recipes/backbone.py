@@ -33,6 +33,8 @@ class Backbone:
       text_digest: `() -> str`, of all that embeddings depend on besides the prompts.
       load_encoder: `() -> (prompts -> text)`, where `text` is {name: array [b, ...]}.
       clip_tokenizer: a folder with a CLIP tokenizer for rewards that bring none; None if there is none.
+      vae_shapes: of what `load_vae` loads; only for plans, as is
+      text_shapes: of the text of one prompt, {name: [1, ...]}.
     """
 
     schedule: Schedule
@@ -51,6 +53,8 @@ class Backbone:
     text_digest: Callable[[], str]
     load_encoder: Callable[[], Callable[[Sequence[str]], PyTree]]
     clip_tokenizer: str | None
+    vae_shapes: PyTree = None
+    text_shapes: PyTree = None
 
     def check(self) -> None:
         """Raises InputError naming every tensor of a source that does not fit."""

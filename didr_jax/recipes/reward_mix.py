@@ -15,6 +15,15 @@ NETWORKS = {
     "clipscore": {"weights": "clipscore", "tokenizer": "clip_tokenizer"},
     "aesthetic": {"weights": "aesthetic", "clip": "clip"},
 }
+# reward -> arguments with which its loader reads nothing and has its published architecture.
+PUBLISHED = {
+    "hps": {"weights": None, "tokenizer": None},
+    "pickscore": {"weights": None, "arch": "ViT-H-14"},
+    "imagereward": {"weights": None, "tokenizer": None},
+    "clipscore": {"weights": None, "arch": "ViT-L-14-quickgelu"},
+    "aesthetic": {"weights": None, "clip": None, "arch": "ViT-L-14-quickgelu"},
+}
+REWARDED = ("didr", "dipp", "distar", "refl")  # objectives that need a reward
 CUSTOM = {"path": "custom", "differentiable": "custom_differentiable"}
 
 
@@ -34,7 +43,11 @@ def _options(section, name: str, clip_tokenizer: str | None) -> dict:
     for argument, value in options.items():
         if not value and (name, argument) not in (("pickscore", "tokenizer"), ("clipscore", "tokenizer")):
             raise InputError(f"config.rewards.{NETWORKS[name][argument]} is empty, but the reward {name!r} needs it")
-    return options | {"dtype": jnp.dtype(section.dtype), "remat": section.remat}
+    return options | _kinds(section)
+
+
+def _kinds(section) -> dict:
+    return {"dtype": jnp.dtype(section.dtype), "remat": section.remat}
 
 
 def load_rewards(section, clip_tokenizer: str | None) -> list[RewardModel]:
@@ -53,10 +66,23 @@ def load_mix(section, clip_tokenizer: str | None) -> RewardMix | None:
     return RewardMix(models, {n: section.weights[n] for n in models if n not in held_out}) if models else None
 
 
+def outline_mix(objective: str, section) -> RewardMix | None:
+    """The mix of a config as shapes, for plans: published architectures, whatever the paths.  HPSv2.1 alone if the
+    objective needs a reward and none is chosen."""
+    names = chosen(section) or (["hps"] if objective in REWARDED else [])
+    if not names:
+        return None
+    models = {}
+    for name in names:
+        options = _options(section, name, None) if name == "custom" else PUBLISHED[name] | _kinds(section)
+        models[name] = rewards.load(name, options)
+    return RewardMix(models, {n: section.weights[n] for n in names if n not in section.held_out})
+
+
 def require_reward(objective: str, section) -> None:
     """Raises InputError if an objective that needs a trained reward has none."""
     trained = set(chosen(section)) - set(section.held_out)
-    if objective in ("didr", "dipp", "distar", "refl") and not trained:
+    if objective in REWARDED and not trained:
         names = ", ".join((*NETWORKS, "custom"))
         raise InputError(
             f"config.align.objective = {objective!r} needs a reward and none is configured: "

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from didr_jax.config import make_schedule, require_choice
 from didr_jax.models.attention import BACKENDS
+from didr_jax.models.published import PIPELINES
 from didr_jax.models.unet import UNet
 from didr_jax.models.unet_config import UNetConfig
 from didr_jax.models.vae import AutoencoderKL, VAEConfig
@@ -29,24 +30,26 @@ from didr_jax.weights.unet import unet_table
 from didr_jax.weights.vae import VAE_TABLE
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}  # diffusers' names -> ours
+MAX_TOKENS = 77  # of a prompt
 
 
 def stable_diffusion(config) -> Backbone:
-    """Reads all but the weights themselves.
+    """Reads all but the weights themselves.  Without `weights.base`, for plans: a published architecture, no weights.
 
     Raises:
       InputError: a part is absent, an architecture or scheduler is not one that this port does, or the
         image size is not one that the networks can do.
     """
     base, knobs = Path(config.weights.base), config.network
-    require_parts(base, "weights.base", ("unet/config.json", "vae/config.json"))
-    arch = UNetConfig.from_json(raw := part_json(base, "unet"))
+    raw = _architecture(config)
+    arch = UNetConfig.from_json(raw["unet"])
     xl = arch.added_time_dim is not None
-    require_parts(base, "weights.base", [*parts(xl), "unet", "vae"])
+    if config.weights.base:
+        require_parts(base, "weights.base", [*parts(xl), "unet", "vae"])
     for name in ("attention", "cross_attention", "vae_attention"):
         require_choice(f"network.{name}", knobs[name], BACKENDS)
 
-    vae_config = VAEConfig.from_json(part_json(base, "vae"))
+    vae_config = VAEConfig.from_json(raw["vae"])
     event_shape = _latent_shape(config, arch, vae_config)
     schedule = make_schedule(config)
     backends = dict(backend=knobs.attention, cross_backend=knobs.cross_attention)
@@ -67,14 +70,19 @@ def stable_diffusion(config) -> Backbone:
         added = {"text_embeds": text["pooled"], "time_ids": jnp.zeros((1, 6))} if xl else None
         return unet.init(jax.random.key(0), jnp.zeros((1, *event_shape)), jnp.zeros(1), text["prompt"], added)["params"]
 
-    def load_vae():
-        shapes = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((1, height, width, 3)))["params"]
-        return to_flax(_tensors(config, base / "vae"), VAE_TABLE, shapes, dtype=jnp.dtype(knobs.vae_dtype))
+    vae_shapes = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(knobs.vae_dtype)),
+        jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((1, height, width, 3)))["params"],
+    )
+    text_shapes = {"prompt": jax.ShapeDtypeStruct((1, MAX_TOKENS, arch.context_dim), config.data.dtype)}
+    if xl:
+        text_shapes["pooled"] = jax.ShapeDtypeStruct((1, _pooled_width(arch)), config.data.dtype)
 
     def decode(params, x0):
         return vae.apply({"params": params}, vae_config.unscale(x0), method="decode").astype(jnp.float32)
 
     generator = config.weights.generator or base / "unet"
+    sources = {"base": base / "unet", "generator": generator} if config.weights.base else {}
     return Backbone(
         schedule=schedule,
         prediction=_prediction(base, config, schedule),
@@ -83,16 +91,28 @@ def stable_diffusion(config) -> Backbone:
         network=network,
         shapes=jax.eval_shape(init),
         table=unet_table(arch),
-        sources={"base": _tensors(config, base / "unet"), "generator": _tensors(config, generator)},
+        sources={name: _tensors(config, path) for name, path in sources.items()},
         part="unet",
-        config_json=raw,
+        config_json=raw["unet"],
         zero_text=xl,
-        load_vae=load_vae,
+        load_vae=lambda: to_flax(_tensors(config, base / "vae"), VAE_TABLE, vae_shapes),
         decode=decode,
         text_digest=lambda: digest_files(base / name for name in parts(xl)),
         load_encoder=lambda: clip_encoder(base, xl),
         clip_tokenizer=str(base / "tokenizer"),
+        vae_shapes=vae_shapes,
+        text_shapes=text_shapes,
     )
+
+
+def _architecture(config) -> dict:
+    """`config.json` of UNet and VAE: the folder's, or, without a folder, those of a published pipeline."""
+    base = config.weights.base
+    if not base:
+        require_choice("compile.pipeline", config.compile.pipeline, PIPELINES)
+        return PIPELINES[config.compile.pipeline]
+    require_parts(base, "weights.base", ("unet/config.json", "vae/config.json"))
+    return {part: part_json(base, part) for part in ("unet", "vae")}
 
 
 def _tensors(config, path):
@@ -123,7 +143,7 @@ def _latent_shape(config, arch: UNetConfig, vae: VAEConfig) -> tuple[int, int, i
 
 def _prediction(base: Path, config, schedule) -> str:
     """What the UNet predicts, after the folder's scheduler was compared with the config's schedule."""
-    if not (base / "scheduler").is_dir():
+    if not config.weights.base or not (base / "scheduler").is_dir():
         return "eps"
     raw = part_json(base, "scheduler", "scheduler_config.json")
     theirs = {"num_timesteps": raw.get("num_train_timesteps", 1000), "beta_start": raw.get("beta_start", 0.00085),

@@ -13,6 +13,7 @@ generator read their bases there too.
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -71,11 +72,14 @@ class TextToImage:
             _require_path("score.images", config.score.images)
             _require_path("score.prompts", config.score.prompts)
             return
-        _require_path("weights.base", config.weights.base)
-        _require_path("data.prompts", config.data.prompts)
+        if mode != "compile":
+            _require_path("weights.base", config.weights.base)
+            _require_path("data.prompts", config.data.prompts)
         for who in ("generator", "ta"):
             if config.network[who] not in TRAIN:
                 raise InputError(f"config.network.{who} = {config.network[who]!r}: choose full or lora")
+        if mode == "compile":
+            return
         require_reward(config.align.objective, config.rewards)
         self.backbone.check()
         self.prompts
@@ -156,11 +160,19 @@ class TextToImage:
 
     # ------------------------------------------------------------------------------------ stage
 
-    def load(self, source: str, dtype: str, role: str) -> PyTree:
-        """A network's parameters, spread over the mesh that is in use by the rules for the path `role/...`."""
+    def loader(self, source: str, dtype: str, role: str) -> Callable[[], PyTree]:
+        """Loads a network's parameters, spread by the rules for the path `role/...` over the mesh now in use."""
         mesh = jax.sharding.get_mesh()
         places = None if mesh.empty else shardings({role: self.backbone.shapes}, self.config, mesh)[role]
-        return self.backbone.load(source, dtype, places)
+
+        def load():
+            with jax.ensure_compile_time_eval():  # arrays, not parts of a program that is being traced
+                return self.backbone.load(source, dtype, places)
+
+        return load
+
+    def load(self, source: str, dtype: str, role: str) -> PyTree:
+        return self.loader(source, dtype, role)()
 
     def judged(self) -> PyTree:
         """The frozen parameters that turn trained parameters into images and scores."""
@@ -174,31 +186,51 @@ class TextToImage:
         base = self.load("base", self.config.network.frozen_dtype, "base")
         return self.judged() | {"base": base, "no_text": self.no_text()}
 
-    def start(self, who: str) -> PyTree:
-        """The parameters, or fresh adapters, that the generator or the TA begins with."""
+    def starter(self, who: str) -> Callable[[], PyTree]:
+        """Makes the parameters, or fresh adapters, that the generator or the TA begins with."""
         source, salt = {"generator": ("generator", 0), "ta": ("base", 1)}[who]
         network, knobs = self.config.network, self.config.lora
         if network[who] == "full":
-            return self.load(source, network.param_dtype, who)
-        key = jax.random.fold_in(jax.random.key(self.config.seed), salt)
-        return lora.init(key, self.backbone.shapes, knobs.layers, knobs.rank)
+            return self.loader(source, network.param_dtype, who)
+
+        def adapters():
+            key = jax.random.fold_in(jax.random.key(self.config.seed), salt)
+            return lora.init(key, self.backbone.shapes, knobs.layers, knobs.rank)
+
+        return adapters
+
+    def start(self, who: str) -> PyTree:
+        return self.starter(who)()
+
+    def start_shapes(self, who: str) -> PyTree:
+        """Of `start(who)`, nothing read."""
+        if self.config.network[who] == "lora":
+            return jax.eval_shape(self.starter(who))
+        return cast(self.backbone.shapes, self.config.network.param_dtype)
+
+    def conditions(self) -> Callable[[np.random.Generator, int], PyTree]:
+        """`(rng, rows) -> conditions [rows, ...]` of prompts picked at random."""
+        table, n = self.table(self.prompts), len(self.prompts)
+
+        def pick(rng, rows):
+            picked = rng.integers(n, size=rows)
+            return jax.tree.map(lambda column: column[picked], table)
+
+        return pick
 
     def align(self, _products: PyTree):
         """The stage's builder."""
         config = self.config.copy_and_resolve_references()
         config.align = resolve_estimator(config.align, self.mix)
-        table, n = self.table(self.prompts), len(self.prompts)
-
-        def conditions(rng, rows):
-            picked = rng.integers(n, size=rows)
-            return jax.tree.map(lambda column: column[picked], table)
-
-        generator, ta = self.start("generator"), self.start("ta")
+        conditions = self.conditions()
+        # Read when a run begins, kept by nobody: beside the state there is no room for what it began with.
+        generator, ta = self.starter("generator"), self.starter("ta")
+        like = self.start_shapes("generator"), self.start_shapes("ta")
 
         def stage(frozen):
             return game_stage(
                 "align", config, roles=self.roles(frozen), conditions=conditions,
-                init_generator=lambda: generator, init_ta=lambda: ta, frozen=frozen,
+                init_generator=generator, init_ta=ta, like=like, frozen=frozen,
             )  # fmt: skip
 
         # The step binds the frozen parameters that it is handed, not those of this process at build time.
@@ -215,6 +247,11 @@ class TextToImage:
         )
 
 
+def cast(shapes: PyTree, dtype) -> PyTree:
+    """Shapes of the same arrays in another dtype."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(dtype)), shapes)
+
+
 def _require_path(key: str, value: str) -> None:
     if not value:
         raise InputError(f"config.{key} is empty; give --config.{key}=PATH")
@@ -222,6 +259,8 @@ def _require_path(key: str, value: str) -> None:
 
 def text_to_image(config, make_backbone) -> Recipe:
     """The recipe of a backbone."""
+    from didr_jax.recipes.outline import Outline  # which is a TextToImage
+
     task = TextToImage(config, make_backbone)
     return Recipe(
         stages={"align": task.align},
@@ -231,4 +270,5 @@ def text_to_image(config, make_backbone) -> Recipe:
         check=task.check,
         export=lambda products, workdir, log: report.export(task, products, workdir, log),
         score=lambda workdir, log: task.score_images(workdir),
+        outline=lambda: Outline(config, make_backbone).align({}),
     )

@@ -77,7 +77,7 @@ def imagereward_shapes(vision: VisionConfig, text: BertConfig, param_dtype: Any 
 
 
 def load_imagereward(
-    path: str | os.PathLike,
+    path: str | os.PathLike | None,
     vision: VisionConfig = VIT_L_16,
     text: BertConfig = BertConfig(),
     *,
@@ -86,13 +86,14 @@ def load_imagereward(
 ) -> PyTree:
     """`ImageReward.pt` or its tensors as safetensors -> parameters of `models.blip.ImageReward`.
 
-    `dtype`: of the towers' parameters, the head's stay float32; `shardings`: as in `engine.to_flax`.
+    `dtype`: of the towers' parameters, the head's stay float32; `shardings`: as in `engine.to_flax`.  `path` None:
+    shapes, for plans.
     """
     shapes = imagereward_shapes(vision, text, dtype)
-    return to_flax(read_tensors(path), IMAGEREWARD, shapes, shardings=shardings)
+    return shapes if path is None else to_flax(read_tensors(path), IMAGEREWARD, shapes, shardings=shardings)
 
 
-def load_aesthetic_head(path: str | os.PathLike, embed: int = 768, *, shardings: Any = None) -> PyTree:
+def load_aesthetic_head(path: str | os.PathLike | None, embed: int = 768, *, shardings: Any = None) -> PyTree:
     """`sac+logos+ava1-l14-linearMSE.pth` or its tensors as safetensors -> parameters of `models.blip.LinearHead`."""
     shapes = jax.eval_shape(LinearHead().init, jax.random.key(0), jnp.zeros((1, embed)))["params"]
-    return to_flax(read_tensors(path), AESTHETIC, shapes, shardings=shardings)
+    return shapes if path is None else to_flax(read_tensors(path), AESTHETIC, shapes, shardings=shardings)

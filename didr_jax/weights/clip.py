@@ -150,22 +150,27 @@ def load_text(
 
 
 def load_clip(
-    path: str | os.PathLike, arch: str | Configs | None = None, *, dtype: Any = jnp.float32, shardings: Any = None
+    path: str | os.PathLike | None, arch: str | Configs | None = None, *, dtype: Any = jnp.float32, shardings: Any = None
 ) -> tuple[Configs, PyTree]:
     """A whole CLIP -> ((image, text) configuration, {"vision", "text", "logit_scale"}).
 
     `path`: a Hugging Face folder, or an open_clip file or folder; the names in the file tell which.  `arch`: the
     architecture of an open_clip file, by name or as configurations; a Hugging Face folder says it itself.  The logit
-    scale stays float32 whatever `dtype`: rounded to bfloat16, it would shift PickScore by 1 %.
+    scale stays float32 whatever `dtype`: rounded to bfloat16, it would shift PickScore by 1 %.  `path` None: nothing
+    is read, and the parameters of `arch` are shapes, for plans.
     """
+    if path is None:
+        return architecture(arch), clip_shapes(*architecture(arch), dtype)
     tensors, configs, table = _open(path, arch, HF, OPEN_CLIP)
     return configs, to_flax(tensors, table, clip_shapes(*configs, dtype), shardings=shardings)
 
 
 def load_vision(
-    path: str | os.PathLike, arch: str | Configs | None = None, *, dtype: Any = jnp.float32, shardings: Any = None
+    path: str | os.PathLike | None, arch: str | Configs | None = None, *, dtype: Any = jnp.float32, shardings: Any = None
 ) -> tuple[VisionConfig, PyTree]:
     """As `load_clip`, the image tower alone."""
+    if path is None:
+        return architecture(arch)[0], vision_shapes(architecture(arch)[0], dtype)
     tensors, configs, table = _open(path, arch, HF_VISION, OPEN_CLIP_VISION)
     return configs[0], to_flax(tensors, table, vision_shapes(configs[0], dtype), shardings=shardings)
 

@@ -1,0 +1,160 @@
+"""Plans: what a training step needs of a machine that need not be here (`--mode=compile`).
+
+The step is the one that training runs, on shapes: parameters, optimisers, towers and batch are
+`jax.ShapeDtypeStruct`s, spread over the machine's mesh by the same rules.
+
+    parts         bytes that a device holds between steps: arithmetic on shapes and shardings
+    temporaries   what the step needs besides (activations, gradients, gathered parameters): XLA's memory
+                  analysis of the compiled step
+    operations    of matrix products and convolutions, counted in the jaxpr (`flops`)
+
+A program that is too large is refused by the TPU's compiler, which then says how much it would have taken.
+"""
+
+import dataclasses
+import math
+import re
+import time
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from didr_jax import flops
+from didr_jax.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, with_places
+from didr_jax.targets import GIB, Target
+from didr_jax.train import Stage
+from didr_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one step of a stage takes on a machine.
+
+    Attributes:
+      machine: the target.
+      mesh: {axis: size}.
+      batch_size, micro_batches: of the stage.
+      parts: {name: bytes per device} of all that lives between steps.
+      padding: bytes per device by which the compiler's layouts enlarge the parts.
+      temporaries: bytes per device beside the parts; None: not known.
+      needed: bytes per device in all; None: not known.
+      refused: what the compiler said if the program is too large for it; empty: it did not.
+      flops: operations per step, over all devices; recomputation included.
+      seconds: that the compiler took.
+    """
+
+    machine: Target
+    mesh: dict[str, int]
+    batch_size: int
+    micro_batches: int
+    parts: dict[str, int]
+    padding: int
+    temporaries: int | None
+    needed: int | None
+    refused: str
+    flops: float
+    seconds: float
+
+    @property
+    def fits(self) -> bool | None:
+        """None: not known."""
+        room = self.machine.chip and self.machine.chip.memory
+        if self.refused:
+            return False
+        if room is None or (self.needed is None and sum(self.parts.values()) < room):
+            return None
+        return self.needed is not None and self.needed <= room
+
+    def step_seconds(self, utilisation: float) -> float | None:
+        """At a given share of the chips' peak; None on a machine whose peak is not known."""
+        chip = self.machine.chip
+        return chip and self.flops / (self.machine.size * chip.peak * utilisation)
+
+
+def make_plan(stage: Stage, config, machine: Target) -> Plan:
+    """Plans a stage made of shapes (`Recipe.outline`).
+
+    Args:
+      stage: `shapes()` and `frozen` are shapes; `batch(0)` can be traced.
+      config: for `mesh`, the stage's section and `compile`.
+      machine: where it is to run.
+
+    Raises:
+      InputError: the mesh does not fit the machine, the batch does not fit the mesh, or the machine's compiler is
+        not installed.
+    """
+    only_shapes = config.compile.only_shapes
+    if only_shapes:
+        mesh = AbstractMesh(tuple(mesh_sizes(config.mesh, machine.size)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    else:
+        mesh = make_mesh(config.mesh, machine.devices())
+    check_batches(config, mesh)
+    arguments = _placed(stage, config, mesh)
+    state, frozen, batch = arguments
+    sizes = {"state": state, "frozen": frozen, "batch": batch}
+    parts = {name: bytes_per_device(tree) for name, tree in _named(sizes).items()}
+    fields = dict(
+        machine=machine, mesh=dict(mesh.shape), batch_size=stage.batch_size,
+        micro_batches=config[stage.name].micro_batches, parts=parts, padding=0,
+    )  # fmt: skip
+    unknown = dict(temporaries=None, needed=None, refused="", seconds=0.0)
+    if only_shapes:
+        total = flops.count(stage.step, *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments))
+        return Plan(**fields, **unknown, flops=total)
+
+    with jax.set_mesh(mesh):
+        traced = stage.compiled(jax.tree.map(lambda a: a.sharding, state), mesh).trace(*arguments)
+        total = flops.count_jaxpr(traced.jaxpr.jaxpr)
+        start = time.perf_counter()
+        try:
+            memory = traced.lower().compile().memory_analysis()
+        except jax.errors.JaxRuntimeError as error:
+            refused, needed = _refusal(str(error))
+            if not refused:
+                raise
+            found = dict(refused=refused, needed=needed, temporaries=needed and needed - sum(parts.values()))
+            return Plan(**fields | unknown | found | {"flops": total, "seconds": time.perf_counter() - start})
+    there = memory.argument_size_in_bytes
+    temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    found = dict(padding=max(there - sum(parts.values()), 0), temporaries=temporaries, needed=there + temporaries)
+    return Plan(**fields | unknown | found | {"flops": total, "seconds": time.perf_counter() - start})
+
+
+def _placed(stage: Stage, config, mesh) -> tuple[PyTree, PyTree, PyTree]:
+    """(state, frozen, batch), abstract, where training would put them."""
+    place = lambda tree: with_places(tree, shardings(tree, config, mesh))
+    batch = jax.eval_shape(lambda: stage.batch(0))
+    rows = NamedSharding(mesh, PartitionSpec(*[None] * stage.batch_axis, ROWS))
+    return place(stage.shapes()), place(stage.frozen), with_places(batch, jax.tree.map(lambda _: rows, batch))
+
+
+def _named(trees: dict[str, PyTree]) -> dict[str, PyTree]:
+    """{name: tree} one level below state and frozen; counters are gathered under one name."""
+    named = {"counters": []}
+    for kind, tree in trees.items():
+        if kind == "batch":
+            named[kind] = tree
+            continue
+        children = tree.items() if isinstance(tree, dict) else vars(tree).items()
+        for name, child in children:
+            if isinstance(child, jax.ShapeDtypeStruct) and not child.shape:
+                named["counters"].append(child)
+            else:
+                named[f"{kind} {name}"] = child
+    return named
+
+
+def bytes_per_device(tree: PyTree) -> int:
+    """Of arrays or shapes with shardings, on the device that holds most."""
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def _refusal(message: str) -> tuple[str, int | None]:
+    """(the compiler's sentence, bytes it wanted) if it refused a program for its size."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return "", None
+    line = " ".join(message.split())
+    wanted = re.search(r"Used ([\d.]+)([KMGT]) of", line)
+    size = wanted and int(float(wanted[1]) * 2 ** (10 * (1 + "KMGT".index(wanted[2]))))
+    sentence = re.search(r"(Ran out of memory[^.]*\.(?:[^.]*\d\.\d[^.]*)*)", line)
+    return (sentence[1] if sentence else line)[:300], size

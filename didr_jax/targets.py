@@ -1,0 +1,145 @@
+"""What a program is compiled for: the devices of this process, or machines that are not here.
+
+    v5e:4x4   v6e:8x8   v5p:2x2x4    chips of a TPU slice; needs libtpu, whose compiler runs anywhere
+    h100:8    h200:8                 GPUs of one machine; needs JAX's CUDA plugin, no driver
+    (empty)                          the devices of this process
+
+Peak rates are dense bfloat16 products, with float32 sums, as the makers state them: cloud.google.com/tpu/docs (v5e,
+v5p, v6e); NVIDIA's H100 and H200 data sheets (SXM).  Memory is what a device reports (GPU), or the maker's (TPU).
+"""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from didr_jax.config import nearest
+from didr_jax.types import InputError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device: its memory in bytes, its peak in operations per second, and what JAX calls it."""
+
+    name: str
+    memory: float
+    peak: float
+    kind: str
+
+
+CHIPS = {
+    "v5e": Chip("TPU v5e", 16 * GIB, 197e12, "TPU v5 lite"),
+    "v5p": Chip("TPU v5p", 95 * GIB, 459e12, "TPU v5"),
+    "v6e": Chip("TPU v6e", 32 * GIB, 918e12, "TPU v6 lite"),
+    "h100": Chip("H100", 84978434048, 989e12, "NVIDIA H100 80GB HBM3"),
+    "h200": Chip("H200", 150754820096, 989e12, "NVIDIA H200"),
+}
+GPUS = ("h100", "h200")
+
+# A Hopper GPU as XLA's compiler wants it described.  Written from data sheets, not read from a device.
+_HOPPER = """gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: {bandwidth}
+l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: {memory:.0f} shared_memory_per_block_optin: 232448
+cuda_compute_capability {{ major: 9 minor: 0 }} registers_per_core_limit: 65536 registers_per_block_limit: 65536 }}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} device_description_str: "{kind}" """
+_BANDWIDTH = {"h100": 3352320000000, "h200": 4800000000000}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A machine to compile for.
+
+    Attributes:
+      name: as the config says it.
+      chip: what its devices are; None: unknown (a CPU, say).
+      size: number of devices.
+      devices: makes them, for a mesh; raises InputError if their compiler is not installed.
+    """
+
+    name: str
+    chip: Chip | None
+    size: int
+    devices: Callable[[], Sequence[Any]]
+
+
+def target(name: str) -> Target:
+    """The machine that `config.compile.topology` names.
+
+    Must run before anything asks JAX for a device: for a machine that is not here, this process uses the CPU.
+
+    Raises:
+      InputError: unknown name.
+    """
+    if not name:
+        here = jax.devices()
+        known = {chip.kind: chip for chip in CHIPS.values()}
+        return Target("local", known.get(here[0].device_kind), len(here), lambda: here)
+    kind, _, shape = name.partition(":")
+    kind = "h100" if kind == "cuda" else kind
+    rank = r"\d+" if kind in GPUS else r"\d+x\d+x\d+" if kind == "v5p" else r"\d+x\d+"
+    if kind not in CHIPS:
+        raise InputError(f"config.compile.topology = {name!r}: no such chip; {nearest(kind, [*CHIPS, 'cuda'])}")
+    if not re.fullmatch(rank, shape) or not all(map(int, shape.split("x"))):
+        example = {"v5p": "v5p:2x2x4"}.get(kind, f"{kind}:8" if kind in GPUS else f"{kind}:4x4")
+        raise InputError(f"config.compile.topology = {name!r}: write it like {example}")
+    jax.config.update("jax_platforms", "cpu")
+    make = _gpus if kind in GPUS else _tpus
+    return Target(name, CHIPS[kind], math.prod(map(int, shape.split("x"))), lambda: make(name, kind, shape))
+
+
+def _tpus(name: str, kind: str, shape: str) -> Sequence[Any]:
+    from jax.experimental import topologies
+
+    # No metadata server is asked; several compilers may run at once.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # These three only silence warnings; they need not match what is compiled for.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    one = {"chips_per_host_bounds": (1, 1, 1)} if set(shape) <= set("1x") else {}
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **one).devices
+    except Exception as error:
+        if _absent("libtpu"):
+            raise InputError(
+                f"config.compile.topology = {name!r} needs libtpu, the compiler for TPUs: pip install 'jax[tpu]' "
+                "(or compile.only_shapes=True, which compiles nothing)"
+            ) from None
+        raise InputError(f"config.compile.topology = {name!r}: libtpu knows no such slice ({_line(error)})") from None
+
+
+def _gpus(name: str, kind: str, shape: str) -> Sequence[Any]:
+    from jax.experimental import topologies
+
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # there may be no driver and no cuDNN
+    description = _HOPPER.format(bandwidth=_BANDWIDTH[kind], memory=CHIPS[kind].memory, kind=CHIPS[kind].kind)
+    jax.devices()  # loads the plugins
+    try:
+        return topologies.get_topology_desc(
+            platform="cuda", topology_name=kind, target_config=description, topology=f"1x1x{shape}"
+        ).devices
+    except Exception as error:
+        reason = "" if _absent("jax_cuda13_plugin") else f" ({_line(error)})"
+        raise InputError(
+            f"config.compile.topology = {name!r} needs JAX's CUDA plugin and NVIDIA's compiler: pip install "
+            f"'jax[cuda13]' (or compile.only_shapes=True, which compiles nothing){reason}"
+        ) from None
+
+
+def _absent(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
