@@ -11,14 +11,17 @@ from didr_jax.config import claim_workdir, flatten, nearest, validate
 from didr_jax.exits import RunStopped
 from didr_jax.metrics import RunLog
 from didr_jax.parallel import to_host
+from didr_jax.plan import make_plan
+from didr_jax.plan_report import report
 from didr_jax.startup import first, leave, on_first, start
+from didr_jax.targets import target
 from didr_jax.train import load_products, train
 from didr_jax.types import InputError
 from didr_jax.workdir import lock
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
-_MODE = flags.DEFINE_string("mode", "train", "train | sample | eval | export | score")
+_MODE = flags.DEFINE_string("mode", "train", "train | sample | eval | export | score | compile")
 
 
 def _train(recipe, config, workdir: str, log: RunLog) -> None:
@@ -50,7 +53,16 @@ def _score(recipe, config, workdir: str, log: RunLog) -> None:
 
 
 MODES = {"train": _train, "sample": _sample, "eval": _evaluate, "export": _export, "score": _score}
-OPTIONAL = ("export", "score")  # modes that a recipe may not have
+OPTIONAL = {"export": "export", "score": "score", "compile": "outline"}  # mode -> what a recipe may not have
+
+
+def _compile(config) -> None:
+    """Plans a step of the recipe on a machine that need not be here; touches no workdir."""
+    machine = target(config.compile.topology)
+    recipe = recipes.build(config)
+    _check(recipe, config, "compile")
+    print(report(make_plan(recipe.outline(), config, machine), config))
+
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -67,10 +79,10 @@ def _parse(argv: list[str]) -> list[str]:
         raise InputError(f"--config: {' '.join(str(error.__cause__ or error).split())}") from None
     if missing:
         raise InputError("--config is missing; for example --config=configs/digits.py")
-    if not _WORKDIR.value:
+    if _MODE.value not in (*MODES, "compile"):
+        raise InputError(f"--mode={_MODE.value} is not known; {nearest(_MODE.value, [*MODES, 'compile'])}")
+    if not _WORKDIR.value and _MODE.value != "compile":
         raise InputError("--workdir is missing; name a directory for checkpoints, logs and pictures")
-    if _MODE.value not in MODES:
-        raise InputError(f"--mode={_MODE.value} is not known; {nearest(_MODE.value, MODES)}")
     return rest
 
 
@@ -100,8 +112,10 @@ def _run(_argv: list[str]) -> None:
     config, workdir = _CONFIG.value, _WORKDIR.value
     logging.set_verbosity(logging.WARNING)  # orbax narrates every save
     try:
-        start(config)
+        start(config, alone=_MODE.value == "compile")
         validate(config)
+        if _MODE.value == "compile":
+            return _compile(config)
         recipe = recipes.build(config)
         _check(recipe, config, _MODE.value)
         with contextlib.ExitStack() as held:
@@ -128,7 +142,7 @@ def _claim(config, workdir: str, held: contextlib.ExitStack) -> None:
 
 
 def _check(recipe, config, mode: str) -> None:
-    if mode in OPTIONAL and getattr(recipe, mode) is None:
+    if mode in OPTIONAL and getattr(recipe, OPTIONAL[mode]) is None:
         raise InputError(f"--mode={mode}: the recipe {config.recipe!r} has no such mode")
     recipe.check(mode)
 

@@ -37,8 +37,8 @@ COMPILER_FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
 NEEDED_FLAGS: dict[str, tuple[str, ...]] = {"0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=",)}
 
 
-def start(config) -> None:
-    """Applies `config.compiler` and joins the other processes (`config.distributed`).
+def start(config, alone: bool = False) -> None:
+    """Applies `config.compiler` and joins the other processes (`config.distributed`), unless told to be `alone`.
 
     Must run before anything asks JAX for a device.
 
@@ -46,7 +46,8 @@ def start(config) -> None:
       InputError: an unknown flag set, or a coordinator without the number or the rank of processes.
     """
     _compiler(config.compiler)
-    _join(config.distributed)
+    if not alone:
+        _join(config.distributed)
 
 
 def _compiler(section) -> None:
