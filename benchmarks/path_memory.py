@@ -1,0 +1,92 @@
+"""Memory of the differentiable path: x_t → K denoising steps → VAE → reward, and back to x_t.
+
+    python benchmarks/path_memory.py                       # full-size SDXL and HPSv2.1, for an H200 that need not be here
+    python benchmarks/path_memory.py --topology= --tiny    # a try, on the devices of this process
+
+Compiled, not run: the table holds XLA's temporaries in GiB beside the parameters, one sample, UNet in bfloat16, VAE and
+reward in float32.  `remat` recomputes denoising steps, residual and transformer blocks in the backward pass.
+"""
+
+import itertools
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+TOPOLOGY = flags.DEFINE_string("topology", "h200:1", "as config.compile.topology; one device")
+STEPS = flags.DEFINE_list("steps", ["1", "2", "4"], "K, denoiser evaluations")
+SIZES = flags.DEFINE_list("sizes", ["512", "1024"], "pixels along each side")
+REMAT = flags.DEFINE_list("remat", ["yes", "no"], "recompute?")
+ATTENTION = flags.DEFINE_list("attention", ["xla"], "backends of attention to pixels")
+VAE_DTYPE = flags.DEFINE_string("vae_dtype", "float32", "of the decoder")
+TINY = flags.DEFINE_bool("tiny", False, "a pipeline of a few thousand weights, at 64² and 128²")
+
+
+def gradient_of_reward(config, num_steps: int, remat: bool):
+    """`(x_t, t, params) -> ∂r/∂x_t` and the shapes of its arguments for one sample."""
+    import jax
+    import jax.numpy as jnp
+
+    from didr_jax.diffusion import to_x0
+    from didr_jax.recipes.reward_mix import outline_mix
+    from didr_jax.recipes.stable_diffusion import stable_diffusion
+    from didr_jax.recipes.text_to_image import cast
+    from didr_jax.sampling import denoise
+
+    backbone, mix = stable_diffusion(config), outline_mix("didr", config.rewards)
+    schedule = backbone.schedule
+
+    def reward(x_t, t, params, text, tokens):
+        denoiser = lambda x, t: to_x0(backbone.prediction, backbone.network(params["unet"], x, t, text), x, t, schedule)
+        x0 = denoise(denoiser, schedule, x_t, t, num_steps=num_steps, remat=remat)
+        image = backbone.decode(params["vae"], x0)
+        return mix.apply(params["rewards"], image, tokens).total.sum()
+
+    params = {"unet": cast(backbone.shapes, "bfloat16"), "vae": backbone.vae_shapes, "rewards": mix.params}
+    x_t = jax.ShapeDtypeStruct((1, *backbone.event_shape), jnp.float32)
+    return jax.grad(reward), (x_t, jax.ShapeDtypeStruct((1,), jnp.float32), params, backbone.text_shapes, mix.tokenize([""]))
+
+
+def main(argv):
+    import jax
+    from jax.sharding import SingleDeviceSharding
+
+    from benchmarks.step_gpu import TINY_PIPELINE
+    from configs import sdxl
+    from didr_jax.models import published
+    from didr_jax.parallel import with_places
+    from didr_jax.plan import _refusal
+    from didr_jax.targets import GIB, target
+
+    machine = target(TOPOLOGY.value)
+    place = SingleDeviceSharding(machine.devices()[0])
+    sizes = ["64", "128"] if TINY.value else SIZES.value
+    print("| side | K | remat | attention | temporaries, GiB | compiled in, s |\n|--:|--:|---|---|--:|--:|")
+    for size, remat, attention, steps in itertools.product(sizes, REMAT.value, ATTENTION.value, STEPS.value):
+        config = sdxl.get_config()
+        config.image.height = config.image.width = int(size)
+        config.network.remat = config.rewards.remat = remat == "yes"
+        config.network.attention, config.network.vae_dtype = attention, VAE_DTYPE.value
+        if TINY.value:
+            config.compile.pipeline, published.PIPELINES["tiny"] = "tiny", TINY_PIPELINE
+        gradient, shapes = gradient_of_reward(config, int(steps), remat == "yes")
+        arguments = with_places(shapes, jax.tree.map(lambda _: place, shapes))
+        begin = time.perf_counter()
+        try:
+            memory = jax.jit(gradient).lower(*arguments).compile().memory_analysis()
+            used = f"{memory.temp_size_in_bytes / GIB:.2f}"
+        except jax.errors.JaxRuntimeError as error:
+            refused, wanted = _refusal(str(error))
+            if not refused:
+                raise
+            used = f"refused ({wanted / GIB:.1f} with parameters)" if wanted else "refused"
+        seconds = time.perf_counter() - begin
+        print(f"| {size} | {steps} | {remat} | {attention} | {used} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,190 @@
+"""One DIDR step on SDXL at 1024² with random weights: JAX and torch, the same networks and losses, one call.
+
+    python benchmarks/step_gpu.py                          # one GPU of 80 GB: adapters (LoRA), batch 4
+    python benchmarks/step_gpu.py --train=full --batch=8   # one GPU of 141 GB
+    python benchmarks/step_gpu.py --tiny                   # a minute on a CPU: does it run?
+
+A step is `--ta_updates` updates of the TA and one of the generator: guidance with two reference evaluations, the diffused
+reward (K = 1) through VAE and HPSv2.1, decoding and scoring for the log, AdamW, moving average.  UNets compute in
+bfloat16, VAE and reward in float32 (TF32 products), blocks are rematerialised.  Torch runs diffusers' and transformers'
+networks, compiled (torch_step.py).  Each side runs in its own process.
+
+Utilisation is operations (`didr_jax.flops`) over the rate of a large bfloat16 product measured in the same process:
+`useful` without what rematerialisation computes again, `done` with it.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+BATCH = flags.DEFINE_integer("batch", 4, "samples of a step")
+MICRO = flags.DEFINE_integer("micro_batches", 1, "JAX: parts of the batch, one after the other")
+TRAIN = flags.DEFINE_enum("train", "lora", ["lora", "full"], "of generator and TA")
+TA_UPDATES = flags.DEFINE_integer("ta_updates", 5, "per step")
+STEPS = flags.DEFINE_integer("steps", 5, "timed, after two to warm up; the median is reported")
+ATTENTION = flags.DEFINE_string("attention", "", "JAX: backend; empty: cudnn on a GPU, xla elsewhere")
+REMAT = flags.DEFINE_bool("remat", True, "recompute blocks in the backward pass")
+TINY = flags.DEFINE_bool("tiny", False, "a pipeline of a few thousand weights at 64²")
+SIDES = flags.DEFINE_list("sides", ["jax", "torch"], "what to run")
+CHILD = flags.DEFINE_enum("child", None, ["jax", "torch"], "run one side in this process and print JSON")
+
+TINY_PIPELINE = {
+    "unet": dict(
+        block_out_channels=[32, 64], layers_per_block=1, norm_num_groups=8, transformer_layers_per_block=[1, 2],
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+        attention_head_dim=[2, 4], cross_attention_dim=48, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=80,
+    ),
+    "vae": dict(
+        block_out_channels=[16, 32], down_block_types=["DownEncoderBlock2D"] * 2, norm_num_groups=8,
+        up_block_types=["UpDecoderBlock2D"] * 2, scaling_factor=0.13025,
+    ),
+}  # fmt: skip
+
+
+def settings():
+    """The config of the run, and whether it is on a GPU is for the caller to say."""
+    from configs import sdxl
+    from didr_jax.models import clip, published
+
+    config = sdxl.get_config()
+    config.align.batch_size, config.align.micro_batches = BATCH.value, MICRO.value
+    config.align.ta_updates = TA_UPDATES.value
+    config.network.generator = config.network.ta = TRAIN.value
+    config.network.remat = config.rewards.remat = REMAT.value
+    config.network.vae_attention = "xla" if TINY.value else "chunked"
+    if TINY.value:
+        config.image.height = config.image.width = 64
+        config.compile.pipeline, published.PIPELINES["tiny"] = "tiny", TINY_PIPELINE
+        towers = clip.VisionConfig(32, 2, 2, 64, patch=14, embed=16), clip.TextConfig(32, 2, 2, 64, embed=16)
+        clip.ARCHITECTURES["ViT-H-14"] = towers
+    return config
+
+
+def jax_side() -> dict:
+    import jax
+    import jax.numpy as jnp
+
+    from didr_jax import flops, recipes, startup
+    from didr_jax.parallel import make_mesh, shardings
+
+    config = settings()
+    config.compiler.flags = "gpu" if not TINY.value else "default"
+    startup.start(config, alone=True)
+    on_gpu = jax.default_backend() == "gpu"
+    config.network.attention = ATTENTION.value or ("cudnn" if on_gpu else "xla")
+    config.mesh.data, config.mesh.fsdp = 1, 1
+    stage = recipes.build(config).outline()
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+
+    def random(path, shapes):
+        """Optimisers and counters begin at zero, everything else is small noise."""
+        zero = path.startswith(("opt", "step", "skipped", "streak"))
+        leaves, tree = jax.tree.flatten(shapes)
+
+        def make(i, a):
+            if zero or not jnp.issubdtype(a.dtype, jnp.floating):
+                return jnp.zeros(a.shape, a.dtype)
+            return 0.02 * jax.random.normal(jax.random.fold_in(jax.random.key(len(path)), i), a.shape, a.dtype)
+
+        return jax.jit(lambda: tree.unflatten([make(i, a) for i, a in enumerate(leaves)]))()
+
+    with jax.set_mesh(mesh):
+        shapes = stage.shapes()
+        state = type(shapes)(**{name: random(name, tree) for name, tree in vars(shapes).items()})
+        frozen = {name: random(name, tree) for name, tree in stage.frozen.items()}
+        batch = jax.tree.map(jnp.asarray, stage.batch(0))
+        begin = time.perf_counter()
+        step = stage.compiled(shardings(shapes, config, mesh), mesh).trace(state, frozen, batch)
+        done = flops.count_jaxpr(step.jaxpr.jaxpr)
+        step = step.lower().compile()
+        compiled = time.perf_counter() - begin
+        laps = []
+        for _ in range(2 + STEPS.value):
+            begin = time.perf_counter()
+            state, metrics = step(state, frozen, batch)
+            jax.block_until_ready(metrics)
+            laps.append(time.perf_counter() - begin)
+
+    config.network.remat = config.rewards.remat = False
+    useful = flops.count(recipes.build(config).outline().step, *abstract((state, frozen, batch)))
+    n = 512 if TINY.value else 8192
+    a = jnp.ones((n, n), jnp.bfloat16)
+    product = jax.jit(lambda a, b: a @ b)
+    rate = 2 * n**3 / timed(lambda: product(a, a).block_until_ready())
+    memory = jax.devices()[0].memory_stats() or {}
+    return {
+        "s": statistics.median(laps[2:]), "compile s": compiled, "product TFLOP/s": rate / 1e12,
+        "done TFLOP": done / 1e12, "useful TFLOP": useful / 1e12,
+        "peak GiB": memory.get("peak_bytes_in_use", 0) / 2**30, "device": jax.devices()[0].device_kind,
+        "skipped updates": int(metrics["skipped"]),
+    }  # fmt: skip
+
+
+def abstract(tree):
+    import jax
+
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+
+def torch_side() -> dict:
+    from benchmarks.torch_step import Step, matmul_rate, peak_memory
+
+    step = Step(settings(), compiled=not TINY.value)
+    laps = []
+    for i in range(2 + STEPS.value):
+        begin = time.perf_counter()
+        step()
+        laps.append(time.perf_counter() - begin)
+    return {
+        "s": statistics.median(laps[2:]), "compile s": laps[0],
+        "product TFLOP/s": matmul_rate(512 if TINY.value else 8192) / 1e12,
+        "peak GiB": peak_memory(), "device": step.device_name,
+    }  # fmt: skip
+
+
+def timed(call) -> float:
+    """Median seconds of twenty calls, after three to warm up."""
+    laps = []
+    for _ in range(23):
+        begin = time.perf_counter()
+        call()
+        laps.append(time.perf_counter() - begin)
+    return statistics.median(laps[3:])
+
+
+def main(argv):
+    if CHILD.value:
+        print(json.dumps({"jax": jax_side, "torch": torch_side}[CHILD.value]()))
+        return
+    results = {}
+    for side in SIDES.value:
+        command = [sys.executable, os.path.abspath(__file__), *sys.argv[1:], f"--child={side}"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        if done.returncode:
+            print(f"{side:<6} failed, exit code {done.returncode}")
+            continue
+        results[side] = result = json.loads(done.stdout.splitlines()[-1])
+        numbers = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items())
+        print(f"{side:<6} images/s {BATCH.value / result['s']:.4g}, {numbers}", flush=True)
+    for kind in ("useful", "done"):
+        if "jax" in results:  # both do the same work; torch's own recomputation is not counted
+            work, peak = results["jax"][f"{kind} TFLOP"], results["jax"]["product TFLOP/s"]
+            shares = ", ".join(f"{side} {work / r['s'] / peak:.1%}" for side, r in results.items())
+            print(f"utilisation of the measured product rate, {kind} operations: {shares}")
+    if len(results) == 2:
+        print(f"jax is {results['torch']['s'] / results['jax']['s']:.2f} times as fast as torch")
+    sys.exit(len(results) < len(SIDES.value))
+
+
+if __name__ == "__main__":
+    app.run(main)
