@@ -18,6 +18,7 @@ from typing import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from didr_jax.diffusion import signal_and_noise
 from didr_jax.schedules import Schedule
@@ -56,6 +57,23 @@ class FewStep:
             raise ValueError(f"the {self.schedule.name} schedule has noise at times in ({low}, {high}], got {self.times}")
         if self.solver not in SOLVERS:
             raise ValueError(f"unknown solver {self.solver!r}; choose one of {', '.join(SOLVERS)}")
+
+    @classmethod
+    def even(cls, schedule: Schedule, first: float, num_steps: int, solver: str = "renoise") -> "FewStep":
+        """`num_steps` times from `first` on, as a solver would visit them (`Schedule.grid`)."""
+        if not 1 <= num_steps <= MAX_STEPS:
+            raise ValueError(f"a generator has 1 to {MAX_STEPS} steps, got {num_steps}")
+        return cls(schedule, tuple(np.asarray(schedule.grid(first, num_steps)).tolist()), solver)
+
+    @property
+    def label(self) -> str:
+        """What tables call a generator of this many steps."""
+        n = len(self.times)
+        return "one step" if n == 1 else f"{n} steps"
+
+    def __str__(self) -> str:
+        times = ", ".join(f"{t:.4g}" for t in self.times)
+        return f"{self.label} at time{'s' * (len(self.times) > 1)} {times}" + f" ({self.solver})" * (len(self.times) > 1)
 
     def noise_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Of the unit noise z that one sample is made from: n noises in one array, or a plain one where n = 1."""

@@ -10,8 +10,7 @@
 clipping thresholds mean the same.  Noise and times derive from (seed, step), never from a device or
 a process: the same step on another mesh draws the same numbers.  They are drawn for the whole batch
 before it is split into micro-batches, so accumulating gradients over those changes nothing but the order
-of sums.  (What a stochastic estimator or generator draws inside is drawn per micro-batch: the same law,
-other numbers.)
+of sums.  (What a stochastic estimator draws inside is drawn per micro-batch: the same law, other numbers.)
 """
 
 import dataclasses
@@ -39,10 +38,12 @@ class Roles:
       event_shape: shape of one sample x0.
       reference: `(frozen, x_t, t, c) -> x̂0`, the frozen diffusion, conditional.
       ta: `(params, x_t, t, c) -> x̂0`.
-      generator: `(params, z, c, key) -> x0`, from unit noise z `[b, *event_shape]`.
+      generator: `(params, z, c, key) -> x0`, from unit noise z `[b, *noise_shape]`; `key` is for what the
+        whole batch shares, such as the step of a few-step generator that is trained (`few_step`).
       reward: `(frozen, x0, c) -> r [b]`, or None.
       terms: `(frozen, x0, c) -> {name: [b] or scalar}`, what the log says of the reward; None: its mean.
       unconditional: c -> the condition of the guidance's other branch; None if the recipe has none.
+      noise_shape: shape of the noise that one sample is made from; None: `event_shape`.
     """
 
     schedule: Schedule
@@ -53,6 +54,12 @@ class Roles:
     reward: Callable[[PyTree, Array, Any], Array] | None = None
     terms: Callable[[PyTree, Array, Any], dict[str, Array]] | None = None
     unconditional: Callable[[Any], Any] | None = None
+    noise_shape: tuple[int, ...] | None = None
+
+    @property
+    def z_shape(self) -> tuple[int, ...]:
+        """Of the noise that one sample is made from."""
+        return self.event_shape if self.noise_shape is None else self.noise_shape
 
 
 def draw_times(schedule: Schedule, key: PRNGKey, num: int, low: float, high: float) -> Array:
@@ -181,21 +188,22 @@ def make_game_step(
     settings = dataclasses.replace(settings, unroll=unroll)
 
     def draw(make_key, diffuse_key, c, times):
-        """The rows `(c, z, ε, t)` of a batch, and the key for what a generator draws besides."""
-        z_key, inner = jax.random.split(make_key)
+        """The rows `(c, z, ε, t)` of a batch, and the key for what its samples share."""
+        z_key, shared_key = jax.random.split(make_key)
         time_key, noise_key = jax.random.split(diffuse_key)
         n = jax.tree.leaves(c)[0].shape[0]
-        z, noise = (jax.random.normal(key, (n, *roles.event_shape)) for key in (z_key, noise_key))
-        return (c, z, noise, draw_times(schedule, time_key, n, *times)), inner
+        z = jax.random.normal(z_key, (n, *roles.z_shape))
+        noise = jax.random.normal(noise_key, (n, *roles.event_shape))
+        return (c, z, noise, draw_times(schedule, time_key, n, *times)), shared_key
 
     def ta_update(carry, inputs, generator):
         params, opt, skipped = carry
         c, key = inputs
-        rows, inner = draw(*jax.random.split(key), c, ta_times)
+        rows, shared_key = draw(*jax.random.split(key), c, ta_times)
 
-        def means(rows, rekey):
+        def means(rows, _rekey):
             c, z, noise, t = rows
-            x0 = jax.lax.stop_gradient(roles.generator(generator, z, c, rekey(inner)))
+            x0 = jax.lax.stop_gradient(roles.generator(generator, z, c, shared_key))
 
             def mean_loss(params):
                 denoiser = lambda x_t, t: roles.ta(params, x_t, t, c)
@@ -218,11 +226,11 @@ def make_game_step(
 
     def generator_gradient(params, ta, frozen, c, key):
         make_key, diffuse_key, objective_key = jax.random.split(key, 3)
-        rows, inner = draw(make_key, diffuse_key, c, generator_times)
+        rows, shared_key = draw(make_key, diffuse_key, c, generator_times)
 
         def means(rows, rekey):
             c, z, noise, t = rows
-            x0, pullback = jax.vjp(lambda p: roles.generator(p, z, c, rekey(inner)), params)
+            x0, pullback = jax.vjp(lambda p: roles.generator(p, z, c, shared_key), params)
             nets = nets_for(frozen, ta, c)
             direction, aux = objective(x0, noise, t, rekey(objective_key), nets, settings)
             loss_gradient = jax.grad(lambda x: jnp.mean(surrogate_loss(direction, x)) / size)(x0)

@@ -57,8 +57,7 @@ def test_samples_follow_the_equation(drawn, solver):
 def test_ode_is_the_deterministic_sampler(drawn):
     params, z, _ = drawn
     schedule = rectified_flow(shift=3.0)
-    times = tuple(float(t) for t in schedule.grid(jnp.float32(1.0), 3))
-    got = FewStep(schedule, times, "ode").sample(network, params, z)
+    got = FewStep.even(schedule, 1.0, 3, "ode").sample(network, params, z)
     denoiser = lambda x_t, t: network(params, x_t, t)
     want = didr_jax.denoise(denoiser, schedule, z[:, 0], jnp.ones(len(z)), num_steps=3)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
@@ -114,3 +113,10 @@ def test_a_generator_that_draws_from_the_posterior_keeps_the_data_law():
 def test_impossible_steps_are_refused(times, solver, says):
     with pytest.raises(ValueError, match=says):
         FewStep(ddpm(), times, solver)
+
+
+def test_even_steps_follow_the_schedule():
+    assert FewStep.even(rectified_flow(shift=3.0), 1.0, 4).times == pytest.approx((1, 0.9, 0.75, 0.5))
+    for n in (0, 9):
+        with pytest.raises(ValueError, match="1 to 8"):
+            FewStep.even(cosine(), 0.9, n)

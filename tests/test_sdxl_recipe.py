@@ -248,7 +248,7 @@ def test_stable_diffusion_15_is_the_same_recipe(inputs, tmp_path):
     settings = inputs[1] | {"weights.base": str(folder), "weights.generator": ""}
     task = TextToImage(config_of(settings, sd15), stable_diffusion)
     task.check("train")
-    assert task.backbone.generator_time == pytest.approx(0.999)
+    assert task.backbone.few_step.times == pytest.approx((0.999,))
     tokenizer = T.CLIPTokenizer.from_pretrained(folder / "tokenizer")
     ids = tokenizer([*tiny.PROMPTS, ""], padding="max_length", max_length=77, return_tensors="pt").input_ids
     with torch.no_grad():
