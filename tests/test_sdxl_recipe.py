@@ -321,6 +321,12 @@ def test_a_generator_of_another_architecture_is_refused_naming_every_tensor(inpu
         ({"rewards.weights.hps": 0.0}, ["weight 0 for hps"]),
         ({"rewards.hps": "", "rewards.pickscore": ""}, ["needs a reward", "rewards", "held_out"]),
         ({"rewards.hps": "/nowhere"}, ["no such file or folder: /nowhere"]),
+        ({"rewards.custom": "tests.tiny_pipeline:one_score_for_all"}, ["returned shape ()", "for 2 images"]),
+        (
+            {"rewards.custom": "tests.tiny_pipeline:one_score_for_all", "rewards.custom_differentiable": False},
+            ["config.rewards.custom", "returned shape ()", "shape (2,)"],
+        ),
+        ({"rewards.custom": "tests.tiny_pipeline:unfinished"}, ["RuntimeError: the model is not there"]),
         ({"rewards.imagereward": "x.pt"}, ["config.rewards.bert_tokenizer is empty"]),
     ],
 )

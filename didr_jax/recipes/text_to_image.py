@@ -26,6 +26,7 @@ from didr_jax.recipes import text_to_image_report as report
 from didr_jax.recipes.backbone import Backbone
 from didr_jax.recipes.reward_mix import chosen, resolve_estimator, load_mix, load_rewards, require_reward
 from didr_jax.rewards import finite_gradient, summarise
+from didr_jax.rewards.custom import try_out
 from didr_jax.scoring import score_folder
 from didr_jax.stages import game_stage
 from didr_jax.startup import first
@@ -78,7 +79,10 @@ class TextToImage:
                 raise InputError(f"config.network.{who} = {config.network[who]!r}: choose full or lora")
         require_reward(config.align.objective, config.rewards)
         self.backbone.check()
-        self.prompts
+        trial = [*self.prompts[:2], ""][:2]
+        if config.rewards.custom:
+            size = config.image.height, config.image.width
+            try_out(config.rewards.custom, config.rewards.custom_differentiable, size, trial)
         resolve_estimator(config.align, self.mix)
 
     # ------------------------------------------------------------------------------- conditions
