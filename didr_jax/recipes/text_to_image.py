@@ -138,9 +138,12 @@ class TextToImage:
         return self.backbone.few_step.noise_shape(self.backbone.event_shape)
 
     def decode(self, frozen: PyTree, x0: Array) -> Array:
-        """Images `[b, H, W, 3]` in [-1, 1].  A clipped pixel has no gradient; one at the bound has all of it."""
+        """Images `[b, H, W, 3]` in [-1, 1].  A clipped pixel has no gradient; one at the bound has all of it.
+
+        An infinite pixel is not clipped: the decoder overflowed, and the rewards shall drop the sample.
+        """
         image = self.backbone.decode(frozen["vae"], x0)
-        return jnp.where(jnp.abs(image) > 1, jnp.sign(image), image)
+        return jnp.where((jnp.abs(image) > 1) & jnp.isfinite(image), jnp.sign(image), image)
 
     def score(self, frozen: PyTree, x0: Array, c: PyTree):
         """`MixScore` of latents.  A sample that is not finite anywhere on the way gets no gradient."""
