@@ -63,6 +63,11 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
+def resolve(name: str, differentiable: bool = True) -> str:
+    """An estimator's name, "auto" being the paper's `drp`, or `covariance` for a reward without a gradient."""
+    return name if name != "auto" else "drp" if differentiable else "covariance"
+
+
 def diffused_reward_score(
     reward: Reward,
     denoiser: Denoiser,
