@@ -41,7 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.network = ml_collections.ConfigDict()
     config.network.generator = "full"  # what is trained of it: full | lora
     config.network.ta = "full"
-    config.network.generator_timestep = 399  # at which the generator is evaluated on unit noise [DMD2]
+    config.network.generator_timesteps = (399,)  # of the generator; (999, 749, 499, 249) for four steps [DMD2]
+    config.network.generator_solver = "renoise"  # between them: renoise (LCM's and DMD2's) | ode (DDIM's)
     config.network.dtype = "bfloat16"  # of the UNets' computation
     config.network.param_dtype = "float32"  # of parameters that are trained in full
     config.network.frozen_dtype = "bfloat16"  # of UNet parameters that are not trained
