@@ -39,10 +39,10 @@ CHILD = flags.DEFINE_enum("child", None, ["jax", "torch"], "run one side in this
 
 TINY_PIPELINE = {
     "unet": dict(
-        block_out_channels=[32, 64], layers_per_block=1, norm_num_groups=8, transformer_layers_per_block=[1, 2],
-        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-        attention_head_dim=[2, 4], cross_attention_dim=48, use_linear_projection=True,
-        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=80,
+        block_out_channels=[32], layers_per_block=1, norm_num_groups=8, transformer_layers_per_block=[2],
+        down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"], attention_head_dim=[2],
+        cross_attention_dim=48, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=80,
     ),
     "vae": dict(
         block_out_channels=[16, 32], down_block_types=["DownEncoderBlock2D"] * 2, norm_num_groups=8,

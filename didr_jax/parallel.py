@@ -153,9 +153,10 @@ def create(init: Callable[[], Any], places: PyTree) -> PyTree:
     """`init()`, made shard by shard in its places: no device ever holds the whole.
 
     Arrays that `init` closes over become arguments of the compiled program, since a constant may
-    neither be large nor span processes.
+    neither be large nor span processes.  They are let go of afterwards: a function of its own is traced, since JAX
+    remembers what it traced for as long as the function lives.
     """
-    closed, out = jax.make_jaxpr(init, return_shape=True)()
+    closed, out = jax.make_jaxpr(lambda: init(), return_shape=True)()
     run = jax.jit(lambda consts: jax.core.eval_jaxpr(closed.jaxpr, consts), out_shardings=jax.tree.leaves(places))
     leaves = run([_as_argument(constant) for constant in closed.consts])
     return settle(jax.tree.unflatten(jax.tree.structure(out), leaves))

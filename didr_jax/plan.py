@@ -71,13 +71,14 @@ class Plan:
         return chip and self.flops / (self.machine.size * chip.peak * utilisation)
 
 
-def make_plan(stage: Stage, config, machine: Target) -> Plan:
+def make_plan(stage: Stage, config, machine: Target, operations: float | None = None) -> Plan:
     """Plans a stage made of shapes (`Recipe.outline`).
 
     Args:
       stage: `shapes()` and `frozen` are shapes; `batch(0)` can be traced.
       config: for `mesh`, the stage's section and `compile`.
       machine: where it is to run.
+      operations: per step, if they are known already.
 
     Raises:
       InputError: the mesh does not fit the machine, the batch does not fit the mesh, or the machine's compiler is
@@ -99,8 +100,8 @@ def make_plan(stage: Stage, config, machine: Target) -> Plan:
     )  # fmt: skip
     unknown = dict(temporaries=None, needed=None, refused="", seconds=0.0)
     if only_shapes:
-        total = flops.count(stage.step, *jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments))
-        return Plan(**fields, **unknown, flops=total)
+        nowhere = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
+        return Plan(**fields, **unknown, flops=operations or flops.count(stage.step, *nowhere))
 
     with jax.set_mesh(mesh):
         traced = stage.compiled(jax.tree.map(lambda a: a.sharding, state), mesh).trace(*arguments)
