@@ -51,7 +51,7 @@ def report(plan: Plan, config) -> str:
     lines = [
         f"{machine.name}: {machine.size} × {chip.name if chip else 'device of unknown peak and memory'}, mesh "
         + " ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
-        + f", batch {plan.batch_size} in {plan.micro_batches} micro-batch(es)",
+        + f", batch {plan.batch_size}, micro_batches {plan.micro_batches}",
         "",
         "memory per device                         GiB",
     ]
