@@ -77,7 +77,8 @@ def main(argv):
         arguments = with_places(shapes, jax.tree.map(lambda _: place, shapes))
         begin = time.perf_counter()
         try:
-            memory = jax.jit(gradient).lower(*arguments).compile().memory_analysis()
+            compiled = jax.jit(gradient).lower(*arguments).compile(compiler_options=dict(machine.options))
+            memory = compiled.memory_analysis()
             used = f"{memory.temp_size_in_bytes / GIB:.2f}"
         except jax.errors.JaxRuntimeError as error:
             refused, wanted = _refusal(str(error))

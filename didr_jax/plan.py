@@ -108,7 +108,7 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
         total = flops.count_jaxpr(traced.jaxpr.jaxpr)
         start = time.perf_counter()
         try:
-            memory = traced.lower().compile().memory_analysis()
+            memory = traced.lower().compile(compiler_options=dict(machine.options)).memory_analysis()
         except jax.errors.JaxRuntimeError as error:
             refused, needed = _refusal(str(error))
             if not refused:

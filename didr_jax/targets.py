@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,12 +62,14 @@ class Target:
       chip: what its devices are; None: unknown (a CPU, say).
       size: number of devices.
       devices: makes them, for a mesh; raises InputError if their compiler is not installed.
+      options: of the compiler.
     """
 
     name: str
     chip: Chip | None
     size: int
     devices: Callable[[], Sequence[Any]]
+    options: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
 
 def target(name: str) -> Target:
@@ -92,7 +94,9 @@ def target(name: str) -> Target:
         raise InputError(f"config.compile.topology = {name!r}: write it like {example}")
     jax.config.update("jax_platforms", "cpu")
     make = _gpus if kind in GPUS else _tpus
-    return Target(name, CHIPS[kind], math.prod(map(int, shape.split("x"))), lambda: make(name, kind, shape))
+    # Triton's tiles are tuned on a device; untuned, XLA 0.10.2 refuses some products.  cuBLAS takes them all.
+    options = {"xla_gpu_enable_triton_gemm": False} if kind in GPUS else {}
+    return Target(name, CHIPS[kind], math.prod(map(int, shape.split("x"))), lambda: make(name, kind, shape), options)
 
 
 def _tpus(name: str, kind: str, shape: str) -> Sequence[Any]:
