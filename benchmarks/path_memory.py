@@ -55,9 +55,8 @@ def main(argv):
     import jax
     from jax.sharding import SingleDeviceSharding
 
-    from benchmarks.step_gpu import TINY_PIPELINE
+    from benchmarks import tiny_sdxl
     from configs import sdxl
-    from didr_jax.models import published
     from didr_jax.parallel import with_places
     from didr_jax.plan import _refusal
     from didr_jax.targets import GIB, target
@@ -72,7 +71,7 @@ def main(argv):
         config.network.remat = config.rewards.remat = remat == "yes"
         config.network.attention, config.network.vae_dtype = attention, VAE_DTYPE.value
         if TINY.value:
-            config.compile.pipeline, published.PIPELINES["tiny"] = "tiny", TINY_PIPELINE
+            tiny_sdxl.use(config)
         gradient, shapes = gradient_of_reward(config, int(steps), remat == "yes")
         arguments = with_places(shapes, jax.tree.map(lambda _: place, shapes))
         begin = time.perf_counter()

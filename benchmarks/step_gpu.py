@@ -37,24 +37,11 @@ TINY = flags.DEFINE_bool("tiny", False, "a pipeline of a few thousand weights at
 SIDES = flags.DEFINE_list("sides", ["jax", "torch"], "what to run")
 CHILD = flags.DEFINE_enum("child", None, ["jax", "torch"], "run one side in this process and print JSON")
 
-TINY_PIPELINE = {
-    "unet": dict(
-        block_out_channels=[32], layers_per_block=1, norm_num_groups=8, transformer_layers_per_block=[2],
-        down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"], attention_head_dim=[2],
-        cross_attention_dim=48, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=80,
-    ),
-    "vae": dict(
-        block_out_channels=[16, 32], down_block_types=["DownEncoderBlock2D"] * 2, norm_num_groups=8,
-        up_block_types=["UpDecoderBlock2D"] * 2, scaling_factor=0.13025,
-    ),
-}  # fmt: skip
-
 
 def settings():
-    """The config of the run, and whether it is on a GPU is for the caller to say."""
+    """The config of the run."""
+    from benchmarks import tiny_sdxl
     from configs import sdxl
-    from didr_jax.models import clip, published
 
     config = sdxl.get_config()
     config.align.batch_size, config.align.micro_batches = BATCH.value, MICRO.value
@@ -63,10 +50,8 @@ def settings():
     config.network.remat = config.rewards.remat = REMAT.value
     config.network.vae_attention = "xla" if TINY.value else "chunked"
     if TINY.value:
+        tiny_sdxl.use(config)
         config.image.height = config.image.width = 64
-        config.compile.pipeline, published.PIPELINES["tiny"] = "tiny", TINY_PIPELINE
-        towers = clip.VisionConfig(32, 2, 2, 64, patch=14, embed=16), clip.TextConfig(32, 2, 2, 64, embed=16)
-        clip.ARCHITECTURES["ViT-H-14"] = towers
     return config
 
 
