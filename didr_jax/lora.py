@@ -25,7 +25,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from didr_jax.types import Array, InputError, PRNGKey, PyTree
-from didr_jax.weights.engine import Rule, to_torch, write_safetensors
+from didr_jax.weights.engine import Rule, read_tensors, to_flax, to_torch, write_safetensors
 
 A, B, KERNEL = "lora_a", "lora_b", "kernel"
 
@@ -134,6 +134,42 @@ def save(
         for key, tensor in to_torch(kernels, table, dtype=dtype).items():
             tensors[f"{prefix}.{key.removesuffix('weight')}{name}.weight"] = tensor
     write_safetensors(path, tensors)
+
+
+def load(path: str | os.PathLike, shapes: PyTree, alpha: float, table: Sequence[Rule], *, prefix: str) -> PyTree:
+    """Adapters, in float32, from a file of `save` or one that diffusers or peft wrote with alpha equal to its rank.
+
+    What `save` wrote comes back exactly if alpha/rank is a power of two, else to a rounding.
+
+    Args:
+      path: a `.safetensors` file.
+      shapes: the base's tree.
+      alpha: that the adapters will be applied with; it is divided out of B.
+      table, prefix: as in `save`.
+
+    Raises:
+      InputError: no adapters of this part in the file, or ones that do not fit the base.
+    """
+    names = re.compile(rf"{re.escape(prefix)}\.(.+)\.(lora_A|lora_B)\.weight")
+    found = [(names.fullmatch(key), key) for key in (tensors := read_tensors(path))]
+    if strange := [key for m, key in found if m is None]:
+        raise InputError(f"LoRA: {path} holds other tensors than {prefix}.LAYER.lora_A.weight: {', '.join(strange[:3])}")
+    flat = flatten_dict(shapes, sep="/")
+    lora = {}
+    for half, leaf, size in (("lora_A", A, lambda k, r: (*k[:-1], r)), ("lora_B", B, lambda k, r: (*k[:-2], r, k[-1]))):
+        factors = {f"{m[1]}.weight": tensors[key] for m, key in found if m[2] == half}
+        paths = {hit[0] for key in factors for rule in table if (hit := rule.flax_path(key)) and hit[0] in flat}
+        rank = min((f.shape[0 if half == "lora_A" else 1] for f in factors.values()), default=0)
+        expected = {p: jax.ShapeDtypeStruct(size(flat[p].shape, rank), jnp.float32) for p in paths}
+        try:
+            read = flatten_dict(to_flax(factors, table, unflatten_dict(expected, sep="/")))
+        except InputError as error:
+            raise InputError(f"LoRA: {path}, {half}: {error}") from None
+        lora |= {(*p[:-1], leaf): value for p, value in read.items()}
+    if not lora or {p[:-1] for p in lora if p[-1] == A} != {p[:-1] for p in lora if p[-1] == B}:
+        raise InputError(f"LoRA: {path} lacks one of the pair lora_A, lora_B of some layer, or holds none")
+    scale = {p: v.shape[-2] / alpha if p[-1] == B else 1.0 for p, v in lora.items()}
+    return unflatten_dict({p: value * scale[p] for p, value in lora.items()})
 
 
 def _pairs(lora: PyTree, params: Mapping | None = None) -> dict[tuple[str, ...], tuple[Array, Array]]:
