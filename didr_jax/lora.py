@@ -150,26 +150,29 @@ def load(path: str | os.PathLike, shapes: PyTree, alpha: float, table: Sequence[
     Raises:
       InputError: no adapters of this part in the file, or ones that do not fit the base.
     """
-    names = re.compile(rf"{re.escape(prefix)}\.(.+)\.(lora_A|lora_B)\.weight")
-    found = [(names.fullmatch(key), key) for key in (tensors := read_tensors(path))]
-    if strange := [key for m, key in found if m is None]:
-        raise InputError(f"LoRA: {path} holds other tensors than {prefix}.LAYER.lora_A.weight: {', '.join(strange[:3])}")
-    flat = flatten_dict(shapes, sep="/")
+    tensors, flat = read_tensors(path), flatten_dict(shapes, sep="/")
+    factors: dict[str, dict[str, Any]] = {"lora_A": {}, "lora_B": {}}
+    for key, tensor in tensors.items():
+        m = re.fullmatch(rf"{re.escape(prefix)}\.(.+)\.(lora_A|lora_B)\.weight", key)
+        if m is None:
+            raise InputError(f"LoRA: {path} holds {key}; expected are {prefix}.LAYER.lora_A.weight and its lora_B")
+        factors[m[2]][f"{m[1]}.weight"] = tensor
+    if not factors["lora_A"] or factors["lora_A"].keys() != factors["lora_B"].keys():
+        raise InputError(f"LoRA: {path} holds no adapters, or lacks one of the pair lora_A, lora_B of a layer")
+    rank = next(iter(factors["lora_A"].values())).shape[0]
+
+    hits = [rule.flax_path(name) for name in factors["lora_A"] for rule in table]
+    kernels = {hit[0]: flat[hit[0]].shape for hit in hits if hit and hit[0] in flat}
     lora = {}
-    for half, leaf, size in (("lora_A", A, lambda k, r: (*k[:-1], r)), ("lora_B", B, lambda k, r: (*k[:-2], r, k[-1]))):
-        factors = {f"{m[1]}.weight": tensors[key] for m, key in found if m[2] == half}
-        paths = {hit[0] for key in factors for rule in table if (hit := rule.flax_path(key)) and hit[0] in flat}
-        rank = min((f.shape[0 if half == "lora_A" else 1] for f in factors.values()), default=0)
-        expected = {p: jax.ShapeDtypeStruct(size(flat[p].shape, rank), jnp.float32) for p in paths}
+    for name, leaf, scale in (("lora_A", A, 1.0), ("lora_B", B, rank / alpha)):
+        fit = lambda shape: (*shape[:-1], rank) if name == "lora_A" else (*shape[:-2], rank, shape[-1])
+        expected = {kernel: jax.ShapeDtypeStruct(fit(shape), jnp.float32) for kernel, shape in kernels.items()}
         try:
-            read = flatten_dict(to_flax(factors, table, unflatten_dict(expected, sep="/")))
+            read = flatten_dict(to_flax(factors[name], table, unflatten_dict(expected, sep="/")))
         except InputError as error:
-            raise InputError(f"LoRA: {path}, {half}: {error}") from None
-        lora |= {(*p[:-1], leaf): value for p, value in read.items()}
-    if not lora or {p[:-1] for p in lora if p[-1] == A} != {p[:-1] for p in lora if p[-1] == B}:
-        raise InputError(f"LoRA: {path} lacks one of the pair lora_A, lora_B of some layer, or holds none")
-    scale = {p: v.shape[-2] / alpha if p[-1] == B else 1.0 for p, v in lora.items()}
-    return unflatten_dict({p: value * scale[p] for p, value in lora.items()})
+            raise InputError(f"LoRA: {path} does not fit the base, {name}: {error}") from None
+        lora |= {(*kernel[:-1], leaf): value * scale for kernel, value in read.items()}
+    return unflatten_dict(lora)
 
 
 def _pairs(lora: PyTree, params: Mapping | None = None) -> dict[tuple[str, ...], tuple[Array, Array]]:

@@ -159,7 +159,8 @@ def _warnings(config, base: Path, generator: Path) -> tuple[str, ...]:
 
 def _called_turbo(base: Path) -> str | None:
     """The name by which a pipeline says that it is Turbo: its folder's, or what its files were saved from."""
-    names = [base.name, os.path.basename(os.path.realpath(base))]
+    parts = Path(os.path.realpath(base)).parts
+    names = [base.name, *(parts[-3:] if "snapshots" in parts else parts[-1:])]  # of the hub's cache: repository, …
     for part, file in (("", "model_index.json"), ("transformer", "config.json")):
         if (base / part / file).is_file():
             names.append(str(part_json(base, part, file).get("_name_or_path", "")))
