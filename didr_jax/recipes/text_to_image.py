@@ -82,8 +82,9 @@ class TextToImage:
             raise InputError("config.weights.generator_adapter is where adapters begin: set config.network.generator=lora")
         require_reward(config.align.objective, config.rewards)
         self.backbone.check()
-        if config.weights.generator_adapter:
-            self.start("generator")
+        for who in ("generator", "ta"):
+            if config.network[who] == "lora":
+                jax.eval_shape(lambda: self.start(who))
         self.prompts
         resolve_estimator(config.align, self.mix)
         for line in self.backbone.warnings if first() else ():
