@@ -19,7 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.network = ml_collections.ConfigDict()  # of reference, TA and generator
     config.network.width = 64  # of the transformer
     config.network.depth = 2  # blocks
-    config.network.generator_time = 0.9  # time at which the one-step generator is evaluated on unit noise
+    config.network.generator_time = 0.9  # time at which the generator is evaluated on unit noise
+    config.network.generator_steps = 1  # evaluations per sample, 1 to 8, their times evenly spaced
+    config.network.generator_solver = "renoise"  # between them: renoise (fresh noise) | ode (didr_jax.few_step)
 
     config.pretrain = fit(steps=2500, lr=2e-3)
     config.pretrain.optimizer.decay = True

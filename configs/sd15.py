@@ -15,7 +15,7 @@ from configs import sdxl
 def get_config() -> ml_collections.ConfigDict:
     config = sdxl.get_config()
     config.image.height = config.image.width = 512
-    config.network.generator_timestep = 999  # [DMD2]
+    config.network.generator_timesteps = (999,)  # [DMD2]
     config.align.guidance = 1.75  # [DMD2]
     config.align.ta_updates = 10  # [DMD2]
     for part in (config.align.generator_optimizer, config.align.ta_optimizer):

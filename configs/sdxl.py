@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe = "stable_diffusion"
     config.schedule.name = "ddpm"
 
-    config.network.generator_timestep = 399  # at which the generator is evaluated on unit noise [DMD2]
+    config.network.generator_timesteps = (399,)  # of the generator; (999, 749, 499, 249) for four steps [DMD2]
     config.network.cross_attention = "xla"  # to the text: as network.attention
     config.lora.layers = (r"attn[12]/to_(q|k|v|out)$",)
 

@@ -31,6 +31,7 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.network = ml_collections.ConfigDict()
     config.network.generator = "full"  # what is trained of it: full | lora
     config.network.ta = "full"
+    config.network.generator_solver = "renoise"  # between its steps: renoise (LCM's and DMD2's) | ode (DDIM's, Euler's)
     config.network.dtype = "bfloat16"  # of the networks' computation
     config.network.param_dtype = "float32"  # of parameters that are trained in full
     config.network.frozen_dtype = "bfloat16"  # of the networks' parameters that are not trained

@@ -27,6 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.encoder_dtype = "bfloat16"  # of Qwen3's parameters and computation: bfloat16 | float32
     config.data.dtype = "bfloat16"
 
+    config.network.generator_steps = 1  # 1 to 8, at the times that ZImagePipeline visits
+    config.network.generator_solver = "ode"  # its sampler
     config.network.generator = "lora"
     config.network.ta = "lora"
     config.lora.layers = (r"attention/to_(q|k|v|out)$",)

@@ -13,6 +13,7 @@ from ml_collections import config_dict
 
 from didr_jax.diffused_reward import ESTIMATORS
 from didr_jax.diffusion import PREDICTIONS
+from didr_jax.few_step import SOLVERS, FewStep
 from didr_jax.objectives import OBJECTIVES, WEIGHTINGS
 from didr_jax.optim import OPTIMIZERS
 from didr_jax.parallel import parse_rules
@@ -168,6 +169,20 @@ def make_schedule(config) -> Schedule:
         return SCHEDULES[config.schedule.name](**arguments)
     except (TypeError, ValueError) as error:
         raise InputError(f"config.schedule: {error}") from None
+
+
+def make_few_step(config, schedule: Schedule) -> FewStep:
+    """The steps of a config's generator: `network.generator_timesteps` of a discrete schedule as they are listed,
+    or `network.generator_steps` times from `network.generator_time` on (without that knob: from the noisiest)."""
+    knobs = config.network
+    require_choice("network.generator_solver", knobs.generator_solver, SOLVERS)
+    try:
+        if "generator_timesteps" in knobs:
+            times = tuple(t / schedule.num_timesteps for t in knobs.generator_timesteps)
+            return FewStep(schedule, times, knobs.generator_solver)
+        return FewStep.even(schedule, knobs.get("generator_time", schedule.t_max), knobs.generator_steps, knobs.generator_solver)
+    except ValueError as error:
+        raise InputError(f"config.network: {error}") from None
 
 
 def validate(config) -> None:

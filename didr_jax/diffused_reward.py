@@ -63,6 +63,11 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
+def resolve(name: str, differentiable: bool = True) -> str:
+    """An estimator's name, "auto" being the paper's `drp`, or `covariance` for a reward without a gradient."""
+    return name if name != "auto" else "drp" if differentiable else "covariance"
+
+
 def diffused_reward_score(
     reward: Reward,
     denoiser: Denoiser,
@@ -95,7 +100,7 @@ def diffused_reward_score(
       num_steps: K ≥ 1 denoiser evaluations per short denoising.  `shifted` and `implicit` make none;
         `conjugate` makes none at K = 1 and corrects itself by N of them at K > 1.
       num_samples: N ≥ 1 short denoisings; used by the stochastic estimators.
-      key: their randomness.
+      key: their randomness, one key or `[b]`, one for each row.
       stochasticity: η of their denoising (`sampling` equation 2).
       trust_radius: the largest ‖(σ²/α)·DRS‖₂ per sample, in units of x0; None leaves DRS as it is.
         By (2) a tilt cannot move a posterior mean out of the data's hull.

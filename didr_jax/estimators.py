@@ -27,6 +27,7 @@ from typing import Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from didr_jax import keys
 from didr_jax.diffusion import per_sample, signal_and_noise
 from didr_jax.schedules import Schedule
 from didr_jax.types import Array, Denoiser, PRNGKey
@@ -72,8 +73,8 @@ def inner(a: Array, b: Array) -> Array:
 
 def posterior_samples(query: Query, x_t: Array, t: Array, x_hat: Array) -> tuple[Array, Array]:
     """N samples x0_i `[n, b, ...]` of Φ_K from (x_t, t) and their exponents ℓ(x0_i) `[n, b]`."""
-    keys = jax.random.split(query.key, query.num_samples)
-    samples = jax.vmap(lambda key: query.short_denoise(key, x_t, t, x_hat))(keys)
+    draws = keys.split(query.key, query.num_samples)
+    samples = jax.vmap(lambda key: query.short_denoise(key, x_t, t, x_hat))(draws)
     return samples, jax.vmap(query.tilt_exponent)(samples)
 
 

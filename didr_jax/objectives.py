@@ -115,7 +115,7 @@ def di(x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Nets, settings: Se
       x0: the generator's clean samples `[b, ...]`.
       noise: ε, of the same shape.
       t: diffusion times `[b]`.
-      key: randomness for stochastic estimators; unused here.
+      key: randomness for stochastic estimators, one key or `[b]`, one for each row; unused here.
       nets: the networks and the reward.
       settings: the knobs.
 

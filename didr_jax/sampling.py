@@ -20,6 +20,7 @@ recomputation with the first computation, so that memory grows with K again.)
 import jax
 import jax.numpy as jnp
 
+from didr_jax import keys
 from didr_jax.diffusion import signal_and_noise
 from didr_jax.schedules import Schedule
 from didr_jax.types import Array, Denoiser, PRNGKey
@@ -57,7 +58,7 @@ def denoise(
       schedule: the noise schedule of `x_t`.
       x_t: `[b, ...]`, at times `t [b]` (σ(t) > 0).
       num_steps: K ≥ 1.
-      key: randomness of the stochastic steps; needed if `stochasticity` > 0.
+      key: randomness of the stochastic steps, one key or `[b]`, one for each row; needed if `stochasticity` > 0.
       stochasticity: η ≥ 0 of equation (2): 0 deterministic, 1 ancestral.
       x0_hat: the denoiser's answer at (x_t, t) if it is known already; saves one evaluation.
       remat: recompute each step in the backward pass instead of storing its activations.
@@ -87,11 +88,11 @@ def denoise(
     def step(carry, inputs):
         x, x0 = carry
         now, after, step_key = inputs
-        noise = jax.random.normal(step_key, x.shape, x.dtype) if stochastic else None
+        noise = keys.normal(step_key, x) if stochastic else None
         x = renoise(schedule, x0, x, now, after, noise, stochasticity).astype(x.dtype)
         return (x, denoiser(x, after).astype(x0.dtype)), None
 
-    keys = jax.random.split(key, num_steps - 1) if stochastic else None
+    step_keys = keys.split(key, num_steps - 1) if stochastic else None
     body = jax.checkpoint(step, prevent_cse=unroll) if remat else step
-    (_, x0), _ = jax.lax.scan(body, (x_t, x0), (times[:-1], times[1:], keys), unroll=num_steps - 1 if unroll else 1)
+    (_, x0), _ = jax.lax.scan(body, (x_t, x0), (times[:-1], times[1:], step_keys), unroll=num_steps - 1 if unroll else 1)
     return x0

@@ -5,6 +5,7 @@ from typing import Any, Callable
 import jax
 import numpy as np
 
+from didr_jax.diffused_reward import resolve
 from didr_jax.objectives import OBJECTIVES, Objective, Settings
 from didr_jax.optim import make_optimizer
 from didr_jax.state import init_fit, init_game
@@ -120,7 +121,7 @@ def settings_of(section) -> Settings:
     return Settings(
         weighting=section.weighting,
         beta=section.beta,
-        estimator="drp" if section.estimator == "auto" else section.estimator,
+        estimator=resolve(section.estimator),
         num_steps=section.num_steps,
         num_samples=section.num_samples,
         stochasticity=section.stochasticity,

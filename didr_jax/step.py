@@ -9,9 +9,8 @@
 (2) is divided by the number of entries of a sample, as DMD2's mean-squared surrogate is, so that
 clipping thresholds mean the same.  Noise and times derive from (seed, step), never from a device or
 a process: the same step on another mesh draws the same numbers.  They are drawn for the whole batch
-before it is split into micro-batches, so accumulating gradients over those changes nothing but the order
-of sums.  (What a stochastic estimator or generator draws inside is drawn per micro-batch: the same law,
-other numbers.)
+before it is split into micro-batches (a stochastic estimator gets a key for each row), so accumulating
+gradients over those changes nothing but the order of sums.
 """
 
 import dataclasses
@@ -39,10 +38,12 @@ class Roles:
       event_shape: shape of one sample x0.
       reference: `(frozen, x_t, t, c) -> x̂0`, the frozen diffusion, conditional.
       ta: `(params, x_t, t, c) -> x̂0`.
-      generator: `(params, z, c, key) -> x0`, from unit noise z `[b, *event_shape]`.
+      generator: `(params, z, c, key) -> x0`, from unit noise z `[b, *noise_shape]`; `key` is for what the
+        whole batch shares, such as the step of a few-step generator that is trained (`few_step`).
       reward: `(frozen, x0, c) -> r [b]`, or None.
       terms: `(frozen, x0, c) -> {name: [b] or scalar}`, what the log says of the reward; None: its mean.
       unconditional: c -> the condition of the guidance's other branch; None if the recipe has none.
+      noise_shape: shape of the noise that one sample is made from; None: `event_shape`.
     """
 
     schedule: Schedule
@@ -53,6 +54,12 @@ class Roles:
     reward: Callable[[PyTree, Array, Any], Array] | None = None
     terms: Callable[[PyTree, Array, Any], dict[str, Array]] | None = None
     unconditional: Callable[[Any], Any] | None = None
+    noise_shape: tuple[int, ...] | None = None
+
+    @property
+    def z_shape(self) -> tuple[int, ...]:
+        """Of the noise that one sample is made from."""
+        return self.event_shape if self.noise_shape is None else self.noise_shape
 
 
 def draw_times(schedule: Schedule, key: PRNGKey, num: int, low: float, high: float) -> Array:
@@ -73,27 +80,25 @@ def count_skips(state: FitState | GameState, skips: Array) -> dict[str, Array]:
 
 
 def over_micro_batches(means: Callable, rows: PyTree, parts: int, unroll: bool = False) -> PyTree:
-    """The mean of `means(rows_i, rekey_i)` over `parts` equal micro-batches of `rows` `[b, ...]`.
+    """The mean of `means(rows_i)` over `parts` equal micro-batches of `rows` `[b, ...]`.
 
     For a function that returns means over its rows (gradients of a mean loss, say) this is its value on
     the whole batch, at the memory of a micro-batch.  Sums are kept in float32.  Micro-batch i takes every
-    `parts`-th row from the i-th on, so that each device keeps its own rows.  `rekey_i(key)` is the
-    micro-batch's own key; with one part, the key itself.
+    `parts`-th row from the i-th on, so that each device keeps its own rows.
     """
     rows = shard_rows(rows)
     if parts == 1:
-        return means(rows, lambda key: key)
+        return means(rows)
     split = lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
     rows = shard_rows(jax.tree.map(split, rows), axis=1)
-    out = jax.eval_shape(lambda rows: means(jax.tree.map(lambda x: x[0], rows), lambda key: key), rows)
+    out = jax.eval_shape(lambda rows: means(jax.tree.map(lambda x: x[0], rows)), rows)
 
-    def add(total, inputs):
-        i, part = inputs
-        new = means(part, lambda key: jax.random.fold_in(key, i))
+    def add(total, part):
+        new = means(part)
         return jax.tree.map(lambda t, n: t + n.astype(t.dtype) / parts, total, new), None
 
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)), out)
-    total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), rows), unroll=parts if unroll else 1)
+    total, _ = jax.lax.scan(add, zeros, rows, unroll=parts if unroll else 1)
     return jax.tree.map(lambda t, a: t.astype(a.dtype), total, out)
 
 
@@ -125,7 +130,7 @@ def make_fit_step(
     """
 
     def step(state: FitState, frozen: PyTree, batch: PyTree) -> tuple[FitState, dict]:
-        def means(rows, _rekey):
+        def means(rows):
             batch, noise = rows
 
             def mean_loss(params):
@@ -181,21 +186,22 @@ def make_game_step(
     settings = dataclasses.replace(settings, unroll=unroll)
 
     def draw(make_key, diffuse_key, c, times):
-        """The rows `(c, z, ε, t)` of a batch, and the key for what a generator draws besides."""
-        z_key, inner = jax.random.split(make_key)
+        """The rows `(c, z, ε, t)` of a batch, and the key for what its samples share."""
+        z_key, shared_key = jax.random.split(make_key)
         time_key, noise_key = jax.random.split(diffuse_key)
         n = jax.tree.leaves(c)[0].shape[0]
-        z, noise = (jax.random.normal(key, (n, *roles.event_shape)) for key in (z_key, noise_key))
-        return (c, z, noise, draw_times(schedule, time_key, n, *times)), inner
+        z = jax.random.normal(z_key, (n, *roles.z_shape))
+        noise = jax.random.normal(noise_key, (n, *roles.event_shape))
+        return (c, z, noise, draw_times(schedule, time_key, n, *times)), shared_key
 
     def ta_update(carry, inputs, generator):
         params, opt, skipped = carry
         c, key = inputs
-        rows, inner = draw(*jax.random.split(key), c, ta_times)
+        rows, shared_key = draw(*jax.random.split(key), c, ta_times)
 
-        def means(rows, rekey):
+        def means(rows):
             c, z, noise, t = rows
-            x0 = jax.lax.stop_gradient(roles.generator(generator, z, c, rekey(inner)))
+            x0 = jax.lax.stop_gradient(roles.generator(generator, z, c, shared_key))
 
             def mean_loss(params):
                 denoiser = lambda x_t, t: roles.ta(params, x_t, t, c)
@@ -218,13 +224,14 @@ def make_game_step(
 
     def generator_gradient(params, ta, frozen, c, key):
         make_key, diffuse_key, objective_key = jax.random.split(key, 3)
-        rows, inner = draw(make_key, diffuse_key, c, generator_times)
+        rows, shared_key = draw(make_key, diffuse_key, c, generator_times)
+        row_keys = jax.random.split(objective_key, rows[-1].shape[0])
 
-        def means(rows, rekey):
-            c, z, noise, t = rows
-            x0, pullback = jax.vjp(lambda p: roles.generator(p, z, c, rekey(inner)), params)
+        def means(rows):
+            (c, z, noise, t), row_keys = rows
+            x0, pullback = jax.vjp(lambda p: roles.generator(p, z, c, shared_key), params)
             nets = nets_for(frozen, ta, c)
-            direction, aux = objective(x0, noise, t, rekey(objective_key), nets, settings)
+            direction, aux = objective(x0, noise, t, row_keys, nets, settings)
             loss_gradient = jax.grad(lambda x: jnp.mean(surrogate_loss(direction, x)) / size)(x0)
             if roles.terms is not None:
                 aux = aux | roles.terms(frozen, x0, c)
@@ -233,7 +240,7 @@ def make_game_step(
             grads = pullback(loss_gradient.astype(x0.dtype))[0]
             return grads, {name: jnp.mean(values) for name, values in aux.items()}
 
-        return over_micro_batches(means, rows, micro_batches, unroll)
+        return over_micro_batches(means, (rows, row_keys), micro_batches, unroll)
 
     def step(state: GameState, frozen: PyTree, conditions: PyTree) -> tuple[GameState, dict]:
         n_ta = jax.tree.leaves(conditions)[0].shape[0] - 1

@@ -22,10 +22,15 @@ def after_one_step(name: str, parts: int, **overrides):
     return jax.jit(stage.step)(jax.jit(stage.init)(), stage.frozen, stage.batch(0))
 
 
-@pytest.mark.parametrize("name", ["pretrain", "align"])
-def test_four_micro_batches_equal_the_whole_batch(name):
-    whole, figures = after_one_step(name, 1)
-    parts, same_figures = after_one_step(name, 4)
+STOCHASTIC = {"align__estimator": "covariance_cv", "align__num_steps": 2, "align__num_samples": 3}
+
+
+@pytest.mark.parametrize(
+    "name, knobs", [("pretrain", {}), ("align", {}), ("align", STOCHASTIC)], ids=["fit", "game", "stochastic estimator"]
+)
+def test_four_micro_batches_equal_the_whole_batch(name, knobs):
+    whole, figures = after_one_step(name, 1, **knobs)
+    parts, same_figures = after_one_step(name, 4, **knobs)
     for field in dataclasses.fields(whole):
         before, after = getattr(whole, field.name), getattr(parts, field.name)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), before, after)
@@ -36,7 +41,7 @@ def test_four_micro_batches_equal_the_whole_batch(name):
 
 def test_sums_are_kept_in_float32_and_rows_are_dealt_in_turn():
     rows = np.arange(512, dtype=np.float32)
-    means = lambda part, rekey: (part.astype(jax.numpy.bfloat16).mean(), part[0], jax.numpy.asarray(part.shape[0]))
+    means = lambda part: (part.astype(jax.numpy.bfloat16).mean(), part[0], jax.numpy.asarray(part.shape[0]))
     mean, first, size = over_micro_batches(means, rows, 256)
     assert mean.dtype == jax.numpy.bfloat16
     np.testing.assert_allclose(float(mean), 255.5, rtol=4e-3)  # a bfloat16 sum of 256 terms would stall far below

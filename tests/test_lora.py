@@ -115,10 +115,10 @@ def test_shared_base_gives_the_gradients_of_separate_copies():
         return (pull * x0).mean() + ((ta(jax.lax.stop_gradient(x0)) - x) ** 2).mean()
 
     def shared(lora_g, lora_ta):
-        return losses(*(lambda x, l=l: lora_lib.applied(network, ALPHA)(base, l, x) for l in (lora_g, lora_ta, None)))
+        return losses(*(lambda x, a=a: lora_lib.applied(network, ALPHA)(base, a, x) for a in (lora_g, lora_ta, None)))
 
     def copies(lora_g, lora_ta):
-        own = [*(lora_lib.merge(base, l, ALPHA) for l in (lora_g, lora_ta)), jax.tree.map(jnp.copy, base)]
+        own = [*(lora_lib.merge(base, a, ALPHA) for a in (lora_g, lora_ta)), jax.tree.map(jnp.copy, base)]
         return losses(*(lambda x, p=p: network(p, x) for p in own))
 
     got, want = (jax.jit(jax.value_and_grad(f, (0, 1)))(lora_g, lora_ta) for f in (shared, copies))

@@ -248,7 +248,7 @@ def test_stable_diffusion_15_is_the_same_recipe(inputs, tmp_path):
     settings = inputs[1] | {"weights.base": str(folder), "weights.generator": ""}
     task = TextToImage(config_of(settings, sd15), stable_diffusion)
     task.check("train")
-    assert task.backbone.generator_time == pytest.approx(0.999)
+    assert task.backbone.few_step.times == pytest.approx((0.999,))
     tokenizer = T.CLIPTokenizer.from_pretrained(folder / "tokenizer")
     ids = tokenizer([*tiny.PROMPTS, ""], padding="max_length", max_length=77, return_tensors="pt").input_ids
     with torch.no_grad():
@@ -321,6 +321,12 @@ def test_a_generator_of_another_architecture_is_refused_naming_every_tensor(inpu
         ({"rewards.weights.hps": 0.0}, ["weight 0 for hps"]),
         ({"rewards.hps": "", "rewards.pickscore": ""}, ["needs a reward", "rewards", "held_out"]),
         ({"rewards.hps": "/nowhere"}, ["no such file or folder: /nowhere"]),
+        ({"rewards.custom": "tests.tiny_pipeline:one_score_for_all"}, ["returned shape ()", "for 2 images"]),
+        (
+            {"rewards.custom": "tests.tiny_pipeline:one_score_for_all", "rewards.custom_differentiable": False},
+            ["config.rewards.custom", "returned shape ()", "shape (2,)"],
+        ),
+        ({"rewards.custom": "tests.tiny_pipeline:unfinished"}, ["RuntimeError: the model is not there"]),
         ({"rewards.imagereward": "x.pt"}, ["config.rewards.bert_tokenizer is empty"]),
     ],
 )

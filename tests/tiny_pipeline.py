@@ -107,3 +107,13 @@ def settings(root):
         "align.generator_optimizer.warmup": 1, "align.ta_optimizer.lr": 1e-3, "align.ta_optimizer.warmup": 1,
         "checkpoint.every": 2, "log.every": 1, "eval.num": 3, "eval.batch_size": 2, "export.dtype": "float32",
     }  # fmt: skip
+
+
+def one_score_for_all(images, prompts):
+    """A reward that returns the wrong shape."""
+    return images.mean()
+
+
+def unfinished(images, prompts):
+    """A reward that fails."""
+    raise RuntimeError("the model is not there")

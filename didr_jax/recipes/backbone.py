@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from didr_jax.few_step import FewStep
 from didr_jax.schedules import Schedule
 from didr_jax.types import Array, InputError, PyTree
 from didr_jax.weights.engine import Rule, check_fit, to_flax
@@ -20,7 +21,7 @@ class Backbone:
       schedule: the noise schedule it was trained with.
       prediction: what the network predicts, a key of `diffusion.PREDICTIONS`.
       event_shape: of one latent, `[h, w, c]`.
-      generator_time: time t at which the one-step generator is evaluated on unit noise.
+      few_step: where its generator is evaluated.
       network: `(params, x_t [b, h, w, c], t [b], text) -> prediction`, float32.
       shapes: of the network's parameters, nothing allocated.
       table: weight names of the network.
@@ -40,7 +41,7 @@ class Backbone:
     schedule: Schedule
     prediction: str
     event_shape: tuple[int, ...]
-    generator_time: float
+    few_step: FewStep
     network: Callable[[PyTree, Array, Array, PyTree], Array]
     shapes: PyTree
     table: Sequence[Rule]

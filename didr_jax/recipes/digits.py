@@ -3,8 +3,8 @@
     pretrain  the class-conditional reference diffusion
     reward    a preference model fitted to comparisons by an annotator who likes legible, bold digits
     judge     a classifier, used only to evaluate
-    distill   the one-step generator, from the reference (no reward)
-    align     the one-step generator, towards the reward-tilted reference
+    distill   the generator of one or a few steps, from the reference (no reward)
+    align     the same generator, towards the reward-tilted reference
 
 Conditions are `{"label": int [n]}`.
 """
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from didr_jax.config import make_schedule
+from didr_jax.config import make_few_step, make_schedule
 from didr_jax.diffusion import to_x0
 from didr_jax.models.dit import MLP, DiT
 from didr_jax.objectives import denoising_loss
@@ -34,6 +34,8 @@ def digits(config) -> Recipe:
     train, held_out = digits_data.load()
     annotator = digits_data.Annotator(train)
 
+    few_step = make_few_step(config, schedule)
+
     network = DiT(NUM_CLASSES, width=config.network.width, depth=config.network.depth)
     preference = MLP(out=1, width=config.reward.width)
     classifier = MLP(out=NUM_CLASSES, width=config.judge.width, features=config.judge.features)
@@ -46,8 +48,11 @@ def digits(config) -> Recipe:
     def denoise(params, x_t, t, c):
         return to_x0("v", network.apply({"params": params}, x_t, t, c["label"]), x_t, t, schedule)
 
-    def generate(params, z, c, key):
-        return denoise(params, z, jnp.full(z.shape[0], config.network.generator_time), c)
+    def generate(params, z, c):
+        return few_step.sample(lambda params, x_t, t: denoise(params, x_t, t, c), params, z)
+
+    def generate_to_train(params, z, c, key):
+        return few_step.train(lambda params, x_t, t: denoise(params, x_t, t, c), params, z, key)
 
     def prefer(params, x0, c):
         score, _ = preference.apply({"params": params}, x0, jax.nn.one_hot(c["label"], NUM_CLASSES))
@@ -91,7 +96,8 @@ def digits(config) -> Recipe:
             event_shape=IMAGE,
             reference=lambda frozen, x_t, t, c: denoise(frozen["reference"], x_t, t, c),
             ta=denoise,
-            generator=generate,
+            generator=generate_to_train,
+            noise_shape=few_step.noise_shape(IMAGE),
             reward=(lambda frozen, x0, c: prefer(frozen["reward"], x0, c)) if with_reward else None,
             unconditional=lambda c: {"label": jnp.full_like(c["label"], NUM_CLASSES)},
         )
@@ -111,7 +117,7 @@ def digits(config) -> Recipe:
             frozen={"reference": products["pretrain"], "reward": products["reward"]},
         )  # fmt: skip
 
-    models = Models(schedule, denoise, generate, prefer, classify, train, held_out)
+    models = Models(schedule, few_step, denoise, generate, prefer, classify, train, held_out)
     return Recipe(
         stages={
             "pretrain": lambda products: fit_stage(

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from didr_jax.distances import frechet_distance, moments
+from didr_jax.few_step import FewStep
 from didr_jax.metrics import RunLog
 from didr_jax.recipes.digits_data import NUM_CLASSES, Split
 from didr_jax.reports import curves, image_grid, write_summary
@@ -31,6 +32,7 @@ class Models:
     """The recipe's networks as functions of (parameters, inputs), and its two splits."""
 
     schedule: Schedule
+    few_step: FewStep
     denoise: Callable
     generate: Callable
     prefer: Callable
@@ -44,13 +46,14 @@ def _conditions(n: int) -> dict:
     return {"label": jnp.arange(n, dtype=jnp.int32) % NUM_CLASSES}
 
 
-def _noise(config, n: int):
-    return jax.random.normal(jax.random.key(config.eval.seed), (n, 8, 8, 1))
+def _noise(config, n: int, shape=(8, 8, 1)):
+    return jax.random.normal(jax.random.key(config.eval.seed), (n, *shape))
 
 
-def one_step(models: Models, params, config, n: int) -> np.ndarray:
+def generated(models: Models, params, config, n: int) -> np.ndarray:
     """n images `[n, 8, 8, 1]` of a generator, from the evaluation's noise."""
-    return np.asarray(jax.jit(models.generate)(params, _noise(config, n), _conditions(n), None))
+    z = _noise(config, n, models.few_step.noise_shape((8, 8, 1)))
+    return np.asarray(jax.jit(models.generate)(params, z, _conditions(n)))
 
 
 def many_steps(models: Models, params, config, n: int) -> np.ndarray:
@@ -130,7 +133,7 @@ def _spread(features: np.ndarray, weights: np.ndarray) -> float:
 def figures(models: Models, products: dict, config) -> dict[str, float]:
     """The aligned generator's row."""
     judge = Judge(models, products, config)
-    images = one_step(models, products["align"]["generator"], config, config.eval.samples)
+    images = generated(models, products["align"]["generator"], config, config.eval.samples)
     return judge.figures(images, _conditions(len(images))["label"])
 
 
@@ -143,10 +146,11 @@ def evaluate(models: Models, products: dict, config, workdir: str, log: RunLog) 
     judge = Judge(models, products, config)
     n = config.eval.samples
     labels = np.asarray(_conditions(n)["label"])
+    steps = models.few_step.label
     made = {
         f"reference, {config.eval.reference_steps} steps": judge.reference.images,
-        "one step, initial": one_step(models, products["distill"]["generator"], config, n),
-        f"one step, {config.align.objective}": one_step(models, products["align"]["generator"], config, n),
+        f"{steps}, initial": generated(models, products["distill"]["generator"], config, n),
+        f"{steps}, {config.align.objective}": generated(models, products["align"]["generator"], config, n),
     }
     real, train = models.held_out, models.train
     rows = {
@@ -166,7 +170,7 @@ def evaluate(models: Models, products: dict, config, workdir: str, log: RunLog) 
 def sample(models: Models, products: dict, config, workdir: str, log: RunLog) -> None:
     """samples.png: a column per digit, drawn by the aligned generator."""
     n = config.sample.rows * NUM_CLASSES
-    images = one_step(models, products["align"]["generator"], config, n)
+    images = generated(models, products["align"]["generator"], config, n)
     path = os.path.join(workdir, "samples.png")
     image_grid(path, (images[..., 0] + 1) / 2, NUM_CLASSES)
     log.say(f"wrote {path}")

@@ -1,9 +1,9 @@
 """From `config.rewards` to a reward mix."""
 
-
 import jax.numpy as jnp
 
 from didr_jax import rewards
+from didr_jax.diffused_reward import ESTIMATORS, resolve
 from didr_jax.rewards import RewardMix, RewardModel
 from didr_jax.types import InputError
 
@@ -71,13 +71,13 @@ def resolve_estimator(section, mix: RewardMix):
       InputError: the objective or the estimator differentiates a reward that has no gradient.
     """
     section = section.copy_and_resolve_references()
-    if section.estimator == "auto":
-        section.estimator = "drp" if mix is None or mix.differentiable else "covariance"
-    if mix is None or mix.differentiable:
+    differentiable = mix is None or mix.differentiable
+    section.estimator = resolve(section.estimator, differentiable)
+    if differentiable:
         return section
     if section.objective in ("dipp", "distar", "refl"):
         mix.require_gradient(section.objective)
-    if section.objective == "didr" and section.estimator != "covariance":
+    if section.objective == "didr" and ESTIMATORS[section.estimator].differentiates_reward:
         mix.require_gradient(section.estimator)
     if section.objective == "didr" and min(section.num_steps, section.num_samples) < 2:
         raise InputError(

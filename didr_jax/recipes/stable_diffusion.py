@@ -1,7 +1,7 @@
 """Stable Diffusion XL and 1.5 as backbones of `text_to_image`; the folder says which.
 
-The reference is the folder's UNet.  The one-step generator is a UNet of the same architecture, evaluated
-once on unit noise z at a fixed timestep τ (DMD2, arXiv 2405.14867: τ = 399 for SDXL):
+The reference is the folder's UNet.  The generator is a UNet of the same architecture, evaluated at a few
+fixed timesteps (DMD2, arXiv 2405.14867: 999, 749, 499, 249), or once on unit noise z (τ = 399 for SDXL):
 
     x0 = (z − σ_τ ε̂(z, τ)) / α_τ                                                               (1)
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from didr_jax.config import make_schedule, require_choice
+from didr_jax.config import make_few_step, make_schedule, require_choice
 from didr_jax.models.attention import BACKENDS
 from didr_jax.models.unet import UNet
 from didr_jax.models.unet_config import UNetConfig
@@ -69,7 +69,7 @@ def stable_diffusion(config) -> Backbone:
         schedule=schedule,
         prediction=_prediction(base, config, schedule),
         event_shape=event_shape,
-        generator_time=config.network.generator_timestep / schedule.num_timesteps,
+        few_step=make_few_step(config, schedule),
         network=network,
         shapes=jax.eval_shape(init),
         table=unet_table(arch),

@@ -2,7 +2,7 @@
 
     reference   the pipeline's network, frozen                            x̂_ref
     TA          begins as the reference; all of it is trained, or adapters (LoRA)     x̂_ψ
-    generator   one evaluation on unit noise at a fixed time, from weights of its own  g_θ
+    generator   one or a few evaluations from unit noise, with weights of its own      g_θ
     reward      weighted mix on the decoded image, in float32                          r
 
 Conditions are `{"text": embeddings, "tokens": the rewards' tokens}`, rows of the table of all prompts
@@ -28,13 +28,14 @@ from didr_jax.recipes import text_to_image_report as report
 from didr_jax.recipes.backbone import Backbone
 from didr_jax.recipes.reward_mix import chosen, resolve_estimator, load_mix, load_rewards, require_reward
 from didr_jax.rewards import finite_gradient, summarise
+from didr_jax.rewards.custom import try_out
 from didr_jax.scoring import score_folder
 from didr_jax.stages import game_stage
 from didr_jax.startup import first
 from didr_jax.step import Roles
 from didr_jax.text.cache import cached, digest_texts
 from didr_jax.train import Recipe
-from didr_jax.types import Array, InputError, PyTree
+from didr_jax.types import Array, InputError, PRNGKey, PyTree
 
 TRAIN = ("full", "lora")
 
@@ -84,8 +85,11 @@ class TextToImage:
         self.backbone.check()
         for who in ("generator", "ta"):
             if config.network[who] == "lora":
-                jax.eval_shape(lambda: self.start(who))
-        self.prompts
+                jax.eval_shape(lambda who=who: self.start(who))
+        trial = [*self.prompts[:2], ""][:2]
+        if config.rewards.custom:
+            size = config.image.height, config.image.width
+            try_out(config.rewards.custom, config.rewards.custom_differentiable, size, trial)
         resolve_estimator(config.align, self.mix)
         for line in self.backbone.warnings if first() else ():
             print(f"didr_jax: warning: {line}", file=sys.stderr, flush=True)
@@ -135,13 +139,27 @@ class TextToImage:
         return (trained, None) if self.config.network[who] == "full" else (frozen[self.base_of(who)], trained)
 
     def generate(self, params: PyTree, adapter: PyTree | None, z: Array, c: PyTree) -> Array:
-        """Latents of one step from unit noise z `[b, h, w, c]`."""
-        return self.predict(params, adapter, z, jnp.full(z.shape[0], self.backbone.generator_time), c)
+        """Latents of all steps from unit noise z `[b, *few_step.noise_shape]`."""
+        return self.backbone.few_step.sample(self._at(c), (params, adapter), z)
+
+    def generate_to_train(self, params: PyTree, adapter: PyTree | None, z: Array, c: PyTree, key: PRNGKey) -> Array:
+        """Latents of a step drawn from `key`, differentiable through it alone."""
+        return self.backbone.few_step.train(self._at(c), (params, adapter), z, key)
+
+    def _at(self, c: PyTree):
+        return lambda weights, x_t, t: self.predict(*weights, x_t, t, c)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return self.backbone.few_step.noise_shape(self.backbone.event_shape)
 
     def decode(self, frozen: PyTree, x0: Array) -> Array:
-        """Images `[b, H, W, 3]` in [-1, 1].  A clipped pixel has no gradient; one at the bound has all of it."""
+        """Images `[b, H, W, 3]` in [-1, 1].  A clipped pixel has no gradient; one at the bound has all of it.
+
+        An infinite pixel is not clipped: the decoder overflowed, and the rewards shall drop the sample.
+        """
         image = self.backbone.decode(frozen["vae"], x0)
-        return jnp.where(jnp.abs(image) > 1, jnp.sign(image), image)
+        return jnp.where((jnp.abs(image) > 1) & jnp.isfinite(image), jnp.sign(image), image)
 
     def score(self, frozen: PyTree, x0: Array, c: PyTree):
         """`MixScore` of latents.  A sample that is not finite anywhere on the way gets no gradient."""
@@ -164,10 +182,11 @@ class TextToImage:
             event_shape=self.backbone.event_shape,
             reference=lambda frozen, x_t, t, c: self.predict(frozen["base"], None, x_t, t, c),
             ta=lambda p, x_t, t, c: self.predict(*self.pair("ta", frozen, p), x_t, t, c),
-            generator=lambda p, z, c, key: self.generate(*self.pair("generator", frozen, p), z, c),
+            generator=lambda p, z, c, key: self.generate_to_train(*self.pair("generator", frozen, p), z, c, key),
             reward=None if self.mix is None else lambda frozen, x0, c: self.score(frozen, x0, c).total,
             terms=None if self.mix is None else self.terms,
             unconditional=unconditional,
+            noise_shape=self.noise_shape,
         )
 
     # ------------------------------------------------------------------------------------ stage

@@ -69,7 +69,7 @@ class Judge:
     def run(self, generator: tuple[PyTree, PyTree | None]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Images `[n, H, W, 3]` in [-1, 1] and `{reward: [n]}` in published units."""
         n, size = len(self.prompts), self._task.config.eval.batch_size
-        shape, key = self._task.backbone.event_shape, jax.random.key(self._seed)
+        shape, key = self._task.noise_shape, jax.random.key(self._seed)
         images, terms = [], []
         for start in range(0, n, size):
             rows = np.minimum(np.arange(start, start + size), n - 1)  # the last batch is filled up
@@ -101,9 +101,9 @@ def evaluate(task, products: dict, workdir: str, log: RunLog) -> None:
     """summary.json (a row before, one after), before.png and after.png for the same noise, and curves."""
     config = task.config
     judge, frozen = _judge(task, products, config.eval.num, config.eval.seed)
-    rows = {}
+    rows, steps = {}, task.backbone.few_step.label
     for file, label, generator in (
-        ("before", "one step, initial", initial), ("after", f"one step, {config.align.objective}", trained)
+        ("before", f"{steps}, initial", initial), ("after", f"{steps}, {config.align.objective}", trained)
     ):  # fmt: skip
         images, terms = judge.run(generator(task, frozen, products))
         rows[label] = _means(terms)
@@ -142,7 +142,7 @@ def export(task, products: dict, workdir: str, log: RunLog) -> None:
     _write_json(os.path.join(part, "config.json"), backbone.config_json)
     if backbone.scheduler_json is not None:
         _write_json(os.path.join(folder, "scheduler", "scheduler_config.json"), backbone.scheduler_json)
-    log.say(f"wrote {folder}")
+    log.say(f"wrote {folder}: {backbone.few_step}")
 
 
 def _write_json(path: str, values: Mapping) -> None:

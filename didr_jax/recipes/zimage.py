@@ -3,9 +3,11 @@
 The reference is the transformer of the base folder, which must be Z-Image itself: guidance is not defined
 for the distilled Turbo.  The schedule is a rectified flow, x_t = (1 − t) x0 + t ε, so t is σ; the network
 takes 1 − σ and answers x0 − ε, the negative of the velocity v.  The generator, a transformer of the same
-architecture (Turbo's, say), is evaluated on unit noise z at σ = 1, where x0 = x_t − σ v is
+architecture (Turbo's, say), begins with unit noise z at σ = 1, where x0 = x_t − σ v is
 
     x0 = z − v(z, 1)                                                                           (1)
+
+and has its further steps, if any, where `ZImagePipeline` with the schedule's shift takes them.
 
 Captions are ragged: `text` is {"caption": [b, L, d], "length": [b]}.  Guidance's unconditional branch is
 the empty prompt, put through the chat template like any other.  `ZImagePipeline` writes guidance as
@@ -20,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from didr_jax.config import make_schedule, require_choice
+from didr_jax.config import make_few_step, make_schedule, require_choice
 from didr_jax.models.attention import BACKENDS
 from didr_jax.models.qwen3 import Qwen3Config
 from didr_jax.models.zimage import ZImageTransformer
@@ -55,6 +57,7 @@ def zimage(config) -> Backbone:
     arch = ZImageConfig.from_json(raw := part_json(base, "transformer"))
     generator = _generator_weights(config.weights.generator, base, arch)
     schedule = make_schedule(config)
+    few_step = make_few_step(config, schedule)
     if schedule.name != "rectified_flow":
         raise InputError(f"config.schedule.name = {schedule.name!r}: Z-Image is a rectified_flow")
     scheduler = part_json(base, "scheduler", "scheduler_config.json")
@@ -91,7 +94,7 @@ def zimage(config) -> Backbone:
         schedule=schedule,
         prediction="velocity",
         event_shape=event_shape,
-        generator_time=1.0,
+        few_step=few_step,
         network=network,
         shapes=jax.eval_shape(init),
         table=zimage_table(arch),
@@ -104,7 +107,9 @@ def zimage(config) -> Backbone:
         text_digest=lambda: digest_texts([digest_files(base / part for part in PARTS), dtype, str(data.max_length)]),
         load_encoder=lambda: qwen_encoder(base, data.max_length, jnp.dtype(dtype), variant),
         clip_tokenizer=None,
-        scheduler_json=scheduler | {"shift": float(config.schedule.shift)},
+        scheduler_json=scheduler | {
+            "shift": float(config.schedule.shift), "stochastic_sampling": len(few_step.times) > 1 and few_step.solver == "renoise",
+        },
         warnings=_warnings(config, base, generator),
     )
 

@@ -38,6 +38,31 @@ def load(
     return RewardModel(name, {}, lambda images: images, score, tokenize, differentiable, centre, spread)
 
 
+def try_out(path: str, differentiable: bool, size: tuple[int, int], prompts: Sequence[str]) -> None:
+    """Calls the function once on black images of `size` (height, width), one per prompt, before a run relies on it.
+
+    A differentiable one is only traced.
+
+    Raises:
+      InputError: it fails, or does not return one number per image.
+    """
+    function, shape = _resolve(path), (len(prompts), *size, 3)
+    try:
+        if differentiable:
+            tokens = getattr(function, "tokenize", utf8)(prompts)
+            got = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, jnp.float32), tokens).shape
+        else:
+            got = np.shape(function(np.zeros(shape, np.float32), list(prompts)))
+    except Exception as e:
+        said = " ".join(f"{type(e).__name__}: {e}".split())[:300]
+        raise InputError(f"config.rewards.custom: {path!r} fails on images of shape {shape}: {said}") from e
+    if got != shape[:1]:
+        raise InputError(
+            f"config.rewards.custom: {path!r} returned shape {got} for {shape[0]} images; "
+            f"it must return one number per image, shape {shape[:1]}"
+        )
+
+
 def _resolve(path: str) -> Callable:
     module, _, attribute = path.partition(":")
     if not (module and attribute):

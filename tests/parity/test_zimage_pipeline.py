@@ -49,8 +49,7 @@ def test_prompt_to_image(both, steps, guidance):
             positive, negative = (task.predict(base, None, x, t, cond) for cond in (c, no_c))
             return guide(positive, negative, guidance + 1)  # ZImagePipeline's scale is w − 1
 
-        one = jnp.full(2, task.backbone.generator_time)
-        return denoise(guided, task.backbone.schedule, z, one, num_steps=steps, remat=False)
+        return denoise(guided, task.backbone.schedule, z, jnp.ones(2), num_steps=steps, remat=False)
 
     latents = generate(frozen["base"], noise, c, no_c)
     assert_close(latents, theirs("latent").numpy().transpose(0, 2, 3, 1), what="latents")

@@ -1,0 +1,78 @@
+"""Few-step SDXL at tiny size: our four steps are those of diffusers' schedulers, and they train."""
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from configs import sdxl  # noqa: E402
+from didr_jax.recipes.stable_diffusion import stable_diffusion  # noqa: E402
+from didr_jax.recipes.text_to_image import TextToImage  # noqa: E402
+from didr_jax.types import InputError  # noqa: E402
+from tests import tiny_pipeline as tiny  # noqa: E402
+from tests.parity.oracle import assert_close  # noqa: E402
+
+TIMESTEPS = (999, 749, 499, 249)
+SHAPE = (4, tiny.HEIGHT // 2, tiny.WIDTH // 2)  # of a latent, channels first
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return tiny.settings(tmp_path_factory.mktemp("sdxl"))
+
+
+def task_of(settings, **more):
+    config = sdxl.get_config()
+    config.update_from_flattened_dict(settings | {"network.generator_timesteps": TIMESTEPS} | more)
+    return TextToImage(config, stable_diffusion)
+
+
+@pytest.mark.parametrize(
+    ("solver", "scheduler"), [("renoise", diffusers.LCMScheduler), ("ode", diffusers.DDIMScheduler)]
+)
+def test_four_steps_are_those_of_diffusers(inputs, solver, scheduler):
+    pipeline, settings = inputs
+    client = diffusers.StableDiffusionXLPipeline.from_pipe(
+        pipeline, scheduler=scheduler.from_config(pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=True)
+    )
+    client.set_progress_bar_config(disable=True)
+    if solver == "ode":  # DDIM's pipeline has no list of timesteps: its own "trailing" spacing gives ours
+        client.scheduler = scheduler.from_config(client.scheduler.config, timestep_spacing="trailing", steps_offset=0)
+        steps = {"num_inference_steps": 4}
+    else:
+        steps = {"timesteps": list(TIMESTEPS)}
+    noises = torch.randn(4, 2, *SHAPE, generator=torch.Generator().manual_seed(7))
+    rest = torch.Generator().manual_seed(7)
+    torch.randn(2, *SHAPE, generator=rest)  # the scheduler goes on where the first noise ended
+    theirs = client(
+        tiny.PROMPTS[:2], height=tiny.HEIGHT, width=tiny.WIDTH, guidance_scale=0.0, latents=noises[0],
+        generator=rest, output_type="latent", **steps,
+    ).images  # fmt: skip
+
+    task = task_of(settings, **{"network.generator_solver": solver, "weights.generator": ""})
+    c = jax.tree.map(lambda column: np.asarray(column[:2]), task.table(tiny.PROMPTS))
+    z = noises.numpy().transpose(1, 0, 3, 4, 2)
+    assert z.shape[1:] == task.noise_shape
+    latents = jax.jit(task.generate)(task.backbone.load("generator", "float32"), None, z, c)
+    # Four evaluations, each divided by alpha: at timestep 999 that is .068.
+    assert_close(latents, theirs.numpy().transpose(0, 2, 3, 1), 1e-3, "latents")
+
+
+@pytest.mark.slow
+def test_a_four_step_generator_trains(inputs):
+    task = task_of(inputs[1])
+    task.check("train")
+    stage = task.align({})
+    state = jax.jit(stage.init)()
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    state, metrics = jax.jit(stage.step, donate_argnums=0, compiler_options=options)(state, stage.frozen, stage.batch(0))
+    assert metrics["skipped"] == 0 and all(np.isfinite(value) for value in metrics.values())
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), state.generator, task.start("generator"))
+    assert np.mean(jax.tree.leaves(moved)) > 0.9
+
+
+def test_timesteps_that_do_not_decrease_are_refused(inputs):
+    with pytest.raises(InputError, match="config.network: the times of a generator's steps must decrease"):
+        task_of(inputs[1], **{"network.generator_timesteps": (249, 499)}).check("train")
