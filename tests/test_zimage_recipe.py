@@ -203,6 +203,16 @@ def test_every_objective_trains_all_of_both_networks(inputs, objective):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("solver", ["ode", "renoise"])
+def test_a_four_step_generator_trains(inputs, solver):
+    task = task_of(inputs[1] | SHARED | {"network.generator_steps": 4, "network.generator_solver": solver})
+    task.check("train")
+    state, metrics, untouched = one_step(task, steps=2)
+    assert untouched and metrics["skipped"] == 0 and all(np.isfinite(value) for value in metrics.values())
+    assert all(np.any(leaf) for leaf in jax.tree.leaves((state.generator, state.ta)))
+
+
+@pytest.mark.slow
 def test_half_precision_rematerialisation_and_unrolling_follow_full_precision(inputs, tmp_path):
     """The precisions that configs/zimage.py sets, on the same noise, with a reward network; then flat loops."""
     settings = inputs[1] | tiny.save_hps(tmp_path) | {"rewards.custom": "", "rewards.remat": False, "align.ta_updates": 2}
@@ -286,6 +296,8 @@ def test_a_pipeline_that_is_not_z_image_is_refused(inputs, tmp_path, file, value
         ({"weights.generator_adapter": "x", "network.generator": "full"}, ["generator_adapter", "generator=lora"]),
         ({"image.height": 18}, ["config.image.height = 18", "divisible by 4"]),
         ({"image.height": 100}, ["Z-Image: latents of 50×12", "axes_lens"]),
+        ({"network.generator_steps": 9}, ["config.network", "1 to 8 steps, got 9"]),
+        ({"network.generator_solver": "heun"}, ["config.network.generator_solver", "ode"]),
         ({"data.max_length": 0}, ["config.data.max_length = 0"]),
         ({"data.encoder_dtype": "int8"}, ["config.data.encoder_dtype", "bfloat16"]),
         ({"network.attention": "flash"}, ["config.network.attention", "xla"]),

@@ -57,9 +57,9 @@ def zimage(config) -> Backbone:
     arch = ZImageConfig.from_json(raw := part_json(base, "transformer"))
     generator = _generator_weights(config.weights.generator, base, arch)
     schedule = make_schedule(config)
-    few_step = make_few_step(config, schedule)
     if schedule.name != "rectified_flow":
         raise InputError(f"config.schedule.name = {schedule.name!r}: Z-Image is a rectified_flow")
+    few_step = make_few_step(config, schedule)
     scheduler = part_json(base, "scheduler", "scheduler_config.json")
     _check_scheduler(base, scheduler)
 

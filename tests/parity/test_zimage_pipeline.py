@@ -18,20 +18,38 @@ from tests.parity.oracle import QUICK, assert_close, nchw  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """(diffusers' pipeline, our task on its folder, its frozen parameters, its decoder compiled)."""
+def inputs(tmp_path_factory):
+    """(diffusers' pipeline, {config key: value} of our task on its folder)."""
     pipeline, settings = tiny.settings(tmp_path_factory.mktemp("zimage"))
-    pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return pipeline, settings | {"weights.generator": ""}
+
+
+@pytest.fixture(scope="module")
+def ours(inputs):
+    """(our task, its frozen parameters, its decoder compiled)."""
+    task = task_of(inputs)
+    return task, task.frozen(), jax.jit(task.decode, compiler_options=QUICK)
+
+
+def task_of(inputs, **network):
     config = config_file.get_config()
-    config.update_from_flattened_dict(settings | {"weights.generator": ""})
-    task = TextToImage(config, zimage)
-    return pipeline, task, task.frozen(), jax.jit(task.decode, compiler_options=QUICK)
+    config.update_from_flattened_dict(inputs[1])
+    config.network.update(network)
+    return TextToImage(config, zimage)
 
 
-@pytest.mark.parametrize(("steps", "guidance"), [(1, 0.0), (1, 4.0), (4, 0.0), (4, 4.0)])
-def test_prompt_to_image(both, steps, guidance):
+def with_scheduler(pipeline, values):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(values))
+    client = diffusers.ZImagePipeline.from_pipe(pipeline, scheduler=scheduler)
+    client.set_progress_bar_config(disable=True)
+    return client
+
+
+@pytest.mark.parametrize(("steps", "guidance"), [(1, 0.0), (1, 4.0), (4, 4.0)])
+def test_prompt_to_image(inputs, ours, steps, guidance):
     """Both captions are of one batch and of different padded lengths; the schedule's own grid places the steps."""
-    pipeline, task, frozen, decode = both
+    task, frozen, decode = ours
+    pipeline = with_scheduler(inputs[0], {"shift": 3.0})
     prompts, shape = tiny.PROMPTS[:2], task.backbone.event_shape
     noise = np.random.default_rng(steps).normal(size=(2, *shape)).astype(np.float32)
     theirs = lambda kind: pipeline(
@@ -56,6 +74,22 @@ def test_prompt_to_image(both, steps, guidance):
     images = decode(frozen, latents)
     assert_close(images / 2 + 0.5, theirs("np"), what="image")
     assert images.std() > 0.1
-    if steps == 1 and guidance == 0:
-        generated = jax.jit(task.generate, compiler_options=QUICK)(frozen["base"], None, noise, c)
-        np.testing.assert_allclose(generated, latents, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["ode", "renoise"])
+def test_four_steps_are_those_of_the_exported_scheduler(inputs, ours, solver):
+    task = task_of(inputs, generator_steps=4, generator_solver=solver)
+    client = with_scheduler(inputs[0], task.backbone.scheduler_json)
+    height, width, channels = task.backbone.event_shape
+    torch.manual_seed(0)
+    noises = torch.stack([torch.randn(2, channels, height, width) for _ in range(4)])
+    torch.manual_seed(0)
+    torch.randn(2, channels, height, width)  # a stochastic scheduler goes on where the first noise ended
+    want = client(
+        tiny.PROMPTS[:2], tiny.HEIGHT, tiny.WIDTH, 4, guidance_scale=0.0, latents=noises[0],
+        max_sequence_length=tiny.MAX_LENGTH, output_type="latent",
+    ).images  # fmt: skip
+    z, c = noises.numpy().transpose(1, 0, 3, 4, 2), task.table(tiny.PROMPTS[:2])
+    assert z.shape[1:] == task.noise_shape
+    latents = jax.jit(task.generate, compiler_options=QUICK)(ours[1]["base"], None, z, c)
+    assert_close(latents, want.numpy().transpose(0, 2, 3, 1), what="latents")
