@@ -147,6 +147,7 @@ def one_step(task, steps=1):
     stage = task.align({})
     before = jax.tree.map(np.array, stage.frozen)
     state = jax.jit(stage.init)()
+    stage.release()  # as the training loop does: the step needs no initial weights
     step = jax.jit(stage.step, compiler_options=HASTE)
     for i in range(steps):
         state, metrics = step(state, stage.frozen, stage.batch(i))

@@ -234,17 +234,19 @@ class TextToImage:
             picked = rng.integers(n, size=rows)
             return jax.tree.map(lambda column: column[picked], table)
 
-        generator, ta = self.start("generator"), self.start("ta")
+        starts = {who: self.start(who) for who in ("generator", "ta")}
 
         def stage(frozen):
             return game_stage(
-                "align", config, roles=self.roles(frozen), conditions=conditions,
-                init_generator=lambda: generator, init_ta=lambda: ta, frozen=frozen,
+                "align", config, roles=self.roles(frozen), conditions=conditions, frozen=frozen,
+                init_generator=lambda: starts["generator"], init_ta=lambda: starts["ta"],
             )  # fmt: skip
 
         # The step binds the frozen parameters that it is handed, not those of this process at build time.
         return dataclasses.replace(
-            stage(self.frozen()), step=lambda state, frozen, batch: stage(frozen).step(state, frozen, batch)
+            stage(self.frozen()),
+            step=lambda state, frozen, batch: stage(frozen).step(state, frozen, batch),
+            release=starts.clear,
         )
 
     def score_images(self, workdir: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from PIL import Image
 
 from didr_jax import lora
@@ -136,13 +136,21 @@ def export(task, products: dict, workdir: str, log: RunLog) -> None:
         adapter, alpha = jax.device_get(params), task.config.lora.alpha  # small; on the host it meets any base
         lora.save(os.path.join(folder, ADAPTER), adapter, alpha, backbone.table, prefix=backbone.part, dtype=dtype)
         # From the file, not from the rounded copy that trained: merging rounds once.
-        params = lora.merge(backbone.load("generator", "float32"), adapter, alpha)
+        params = lora.merge(backbone.load("generator", "float32", _host()), adapter, alpha)
     part = os.path.join(folder, backbone.part)
     write_safetensors(os.path.join(part, WEIGHTS), to_torch(params, backbone.table, dtype=dtype), max_bytes=SHARD)
     _write_json(os.path.join(part, "config.json"), backbone.config_json)
     if backbone.scheduler_json is not None:
         _write_json(os.path.join(folder, "scheduler", "scheduler_config.json"), backbone.scheduler_json)
     log.say(f"wrote {folder}: {backbone.few_step}")
+
+
+def _host() -> SingleDeviceSharding | None:
+    """The host's memory, which holds a network in float32; None where JAX was told to have no CPU."""
+    try:
+        return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return None
 
 
 def _write_json(path: str, values: Mapping) -> None:
