@@ -51,16 +51,17 @@ def task_of(settings):
     return TextToImage(config_of(settings), zimage)
 
 
-def start_run(settings, workdir, *arguments):
-    flags = " ".join(f"--{flag}={str(value).lower()}" for flag, value in HASTE.items())
+def start_run(settings, workdir, *arguments, devices=1):
+    flags = HASTE | {"xla_force_host_platform_device_count": devices}
+    flags = " ".join(f"--{flag}={str(value).lower()}" for flag, value in flags.items())
     knobs = [f"--config.{key}={value}" for key, value in settings.items()]
     command = [sys.executable, "run.py", "--config=configs/zimage.py", f"--workdir={workdir}", *knobs, *arguments]
     environment = os.environ | {"XLA_FLAGS": flags, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=900, env=environment)
 
 
-def run(*arguments):
-    result = start_run(*arguments)
+def run(*arguments, **more):
+    result = start_run(*arguments, **more)
     assert result.returncode == 0, result.stderr
     return result
 
@@ -228,6 +229,19 @@ def test_half_precision_rematerialisation_and_unrolling_follow_full_precision(in
     for name in ("ta_loss", "gap", "reward/hps"):
         assert metrics[name] == pytest.approx(exact[name], rel=0.1), name
         assert flat[name] == pytest.approx(exact[name], rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_two_devices_hold_half_of_the_parameters_each_and_compute_the_same(inputs, tmp_path):
+    """On one base for three roles, which is spread over both devices; then the export of spread adapters."""
+    spread = {"mesh.fsdp": 2, "mesh.data": 1, "mesh.min_size": 64}
+    run(inputs[1] | SHARED, tmp_path / "one")
+    run(inputs[1] | SHARED | spread, tmp_path / "two", devices=2)
+    one, two = (read_metrics(str(tmp_path / name))[-1] for name in ("one", "two"))
+    for name in ("ta_loss", "gap", "reward", "grad_norm"):
+        assert two[name] == pytest.approx(one[name], rel=1e-2), name
+    run(inputs[1] | SHARED | spread, tmp_path / "two", "--mode=export", devices=2)
+    diffusers.ZImageTransformer2DModel.from_pretrained(tmp_path / "two" / "export", subfolder="transformer")
 
 
 # -------------------------------------------------------------------------------------------- errors
