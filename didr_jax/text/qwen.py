@@ -63,7 +63,8 @@ def qwen_tokenizer(folder: str | os.PathLike):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises many kinds for a folder that it cannot use
-        raise InputError(f"tokenizer: cannot be read from {folder} ({str(error).splitlines()[0]})") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"tokenizer: cannot be read from {folder} ({reason})") from None
     _require_template(tokenizer)
     return tokenizer
 

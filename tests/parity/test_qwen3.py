@@ -13,7 +13,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from didr_jax.models.qwen3 import Layer, Qwen3, Qwen3Config  # noqa: E402
 from didr_jax.models.rotary import rotary_table  # noqa: E402
-from didr_jax.text.qwen import tokenize  # noqa: E402
+from didr_jax.text.qwen import qwen_tokenizer, tokenize  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.engine import read_tensors, to_flax, to_torch, write_safetensors  # noqa: E402
 from didr_jax.weights.qwen3 import qwen3_table  # noqa: E402
@@ -150,6 +150,12 @@ def test_prompts_are_encoded_as_the_pipeline_does(oracle, folder, side):
     got = np.asarray(jax.jit(model.apply, compiler_options=QUICK)({"params": params}, ids, mask))
     for g, m, w in zip(got, mask, want, strict=True):
         assert_close(g[m], w)
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path):
+    with pytest.raises(InputError, match=f"tokenizer: cannot be read from {tmp_path}") as error:
+        qwen_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_tokenizer_without_template_is_refused():
