@@ -173,16 +173,28 @@ def make_schedule(config) -> Schedule:
 
 def make_few_step(config, schedule: Schedule) -> FewStep:
     """The steps of a config's generator: `network.generator_timesteps` of a discrete schedule as they are listed,
-    or `network.generator_steps` times from `network.generator_time` on (without that knob: from the noisiest)."""
+    or `network.generator_steps` times from `network.generator_time` on (without that knob: from the noisiest).
+
+    Raises:
+      InputError: impossible steps, or a stage whose range of noise levels leaves one of them none to be compared at.
+    """
     knobs = config.network
     require_choice("network.generator_solver", knobs.generator_solver, SOLVERS)
     try:
         if "generator_timesteps" in knobs:
             times = tuple(t / schedule.num_timesteps for t in knobs.generator_timesteps)
-            return FewStep(schedule, times, knobs.generator_solver)
-        return FewStep.even(schedule, knobs.get("generator_time", schedule.t_max), knobs.generator_steps, knobs.generator_solver)
+            steps = FewStep(schedule, times, knobs.generator_solver)
+        else:
+            first = knobs.get("generator_time", schedule.t_max)
+            steps = FewStep.even(schedule, first, knobs.generator_steps, knobs.generator_solver)
     except ValueError as error:
         raise InputError(f"config.network: {error}") from None
+    for name in config.stages:
+        for who in ("generator", "ta") if "objective" in config[name] else ():
+            low, high = config[name][f"{who}_t_min"], config[name][f"{who}_t_max"]
+            rule = f"the generator's steps at {steps.times} are compared at the levels between them; leave each some"
+            _require(all(low < t < high for t in steps.times[1:]), f"{name}.{who}_t_min, {who}_t_max", (low, high), rule)
+    return steps
 
 
 def validate(config) -> None:

@@ -7,10 +7,20 @@ A generator is one network evaluated at fixed times τ_1 > … > τ_n.  From uni
     renoise   e_i = z_{i+1}                                    fresh noise: DMD2 (arXiv 2405.14867), LCM
     ode       e_i = (x_i − α(τ_i) x0_i) / σ(τ_i)               the noise that explains x_i: DDIM, Euler
 
-The sample is x0_n.  Every x0_i shall follow the data's law, so training draws i uniformly, makes x_i with
-the current generator as sampling would (back-simulation, DMD2 §4.5: no gap between training and use),
-and differentiates the i-th evaluation alone.  One i serves the whole batch: only the steps before it are
-computed, and none where n = 1.
+The sample is x0_n.  Training draws i uniformly, makes x_i with the current generator as sampling would
+(back-simulation, DMD2 §4.5: no gap between training and use), and differentiates the i-th evaluation
+alone.  One i serves the whole batch: only the steps before it are computed, and none where n = 1.
+
+Which noise levels x0_i is compared with the reference at matters.  One TA for all steps, at all levels,
+learns the *mixture* of the laws of x0_1 … x0_n, and a divergence between that mixture and the reference has
+minimisers with no x0_i right: early ones too smooth, late ones too rough.  Let instead step i be diffused
+only to its own segment of levels
+
+    t ∈ (τ_{i+1}, τ_i],      τ_{n+1} = 0, and the first segment open above                       (2)
+
+(as TDM does for distillation, arXiv 2503.06674).  Then t tells the TA which step it sees, and levels add up: if
+the diffused law of x0_i is the target's on segment i, the input x_{i+1} is right, at level τ_{i+1}, for
+the next step to be right further down, and the last one at t → 0.
 """
 
 import dataclasses
@@ -84,10 +94,19 @@ class FewStep:
         """x0_n `[b, *event]` from unit noise z `[b, *noise_shape]`."""
         return self._run(network, params, z, len(self.times) - 1)
 
-    def train(self, network: Network, params: PyTree, z: Array, key: PRNGKey) -> Array:
-        """x0_i `[b, *event]` of a step i drawn from `key`; its gradient is that of the i-th evaluation alone."""
-        n = len(self.times)
-        return self._run(network, params, z, 0 if n == 1 else jax.random.randint(key, (), 0, n))
+    def draw(self, key: PRNGKey) -> Array:
+        """The step to train, a scalar in [0, n)."""
+        return jax.random.randint(key, (), 0, len(self.times))
+
+    def segment(self, i: Array, low: float, high: float) -> tuple[Array, Array]:
+        """The part of the noise levels [low, high] that step i is compared at, equation (2)."""
+        inner = jnp.clip(jnp.asarray(self.times[1:], jnp.float32), low, high)
+        edges = jnp.concatenate([jnp.full(1, high), inner, jnp.full(1, low)])
+        return edges[i + 1], edges[i]
+
+    def train(self, network: Network, params: PyTree, z: Array, i: Array) -> Array:
+        """x0_i `[b, *event]` of step i; its gradient is that of the i-th evaluation alone."""
+        return self._run(network, params, z, 0 if len(self.times) == 1 else i)
 
     def _run(self, network: Network, params: PyTree, z: Array, last) -> Array:
         if len(self.times) == 1:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from didr_jax.diffusion import guide
+from didr_jax.few_step import FewStep
 from didr_jax.objectives import Nets, Objective, Settings, denoising_loss, surrogate_loss
 from didr_jax.optim import guarded_update, moving_average
 from didr_jax.parallel import shard_rows
@@ -38,28 +39,22 @@ class Roles:
       event_shape: shape of one sample x0.
       reference: `(frozen, x_t, t, c) -> x̂0`, the frozen diffusion, conditional.
       ta: `(params, x_t, t, c) -> x̂0`.
-      generator: `(params, z, c, key) -> x0`, from unit noise z `[b, *noise_shape]`; `key` is for what the
-        whole batch shares, such as the step of a few-step generator that is trained (`few_step`).
+      generator: `(params, z, c, i) -> x0`, from unit noise z `[b, *noise_shape]`: the outcome of step i.
       reward: `(frozen, x0, c) -> r [b]`, or None.
       terms: `(frozen, x0, c) -> {name: [b] or scalar}`, what the log says of the reward; None: its mean.
       unconditional: c -> the condition of the guidance's other branch; None if the recipe has none.
-      noise_shape: shape of the noise that one sample is made from; None: `event_shape`.
+      few_step: the generator's steps; None: it has one, and i is 0.
     """
 
     schedule: Schedule
     event_shape: tuple[int, ...]
     reference: Callable[[PyTree, Array, Array, Any], Array]
     ta: Callable[[PyTree, Array, Array, Any], Array]
-    generator: Callable[[PyTree, Array, Any, PRNGKey], Array]
+    generator: Callable[[PyTree, Array, Any, Array], Array]
     reward: Callable[[PyTree, Array, Any], Array] | None = None
     terms: Callable[[PyTree, Array, Any], dict[str, Array]] | None = None
     unconditional: Callable[[Any], Any] | None = None
-    noise_shape: tuple[int, ...] | None = None
-
-    @property
-    def z_shape(self) -> tuple[int, ...]:
-        """Of the noise that one sample is made from."""
-        return self.event_shape if self.noise_shape is None else self.noise_shape
+    few_step: FewStep | None = None
 
 
 def draw_times(schedule: Schedule, key: PRNGKey, num: int, low: float, high: float) -> Array:
@@ -186,22 +181,25 @@ def make_game_step(
     settings = dataclasses.replace(settings, unroll=unroll)
 
     def draw(make_key, diffuse_key, c, times):
-        """The rows `(c, z, ε, t)` of a batch, and the key for what its samples share."""
-        z_key, shared_key = jax.random.split(make_key)
+        """The rows `(c, z, ε, t)` of a batch, and the step of the generator that they are for."""
+        z_key, step_key = jax.random.split(make_key)
         time_key, noise_key = jax.random.split(diffuse_key)
         n = jax.tree.leaves(c)[0].shape[0]
-        z = jax.random.normal(z_key, (n, *roles.z_shape))
-        noise = jax.random.normal(noise_key, (n, *roles.event_shape))
-        return (c, z, noise, draw_times(schedule, time_key, n, *times)), shared_key
+        i, z_shape = jnp.zeros((), jnp.int32), roles.event_shape
+        if roles.few_step is not None:
+            i, z_shape = roles.few_step.draw(step_key), roles.few_step.noise_shape(roles.event_shape)
+            times = roles.few_step.segment(i, *times)
+        z, noise = (jax.random.normal(key, (n, *shape)) for key, shape in ((z_key, z_shape), (noise_key, roles.event_shape)))
+        return (c, z, noise, draw_times(schedule, time_key, n, *times)), i
 
     def ta_update(carry, inputs, generator):
         params, opt, skipped = carry
         c, key = inputs
-        rows, shared_key = draw(*jax.random.split(key), c, ta_times)
+        rows, i = draw(*jax.random.split(key), c, ta_times)
 
         def means(rows):
             c, z, noise, t = rows
-            x0 = jax.lax.stop_gradient(roles.generator(generator, z, c, shared_key))
+            x0 = jax.lax.stop_gradient(roles.generator(generator, z, c, i))
 
             def mean_loss(params):
                 denoiser = lambda x_t, t: roles.ta(params, x_t, t, c)
@@ -224,12 +222,12 @@ def make_game_step(
 
     def generator_gradient(params, ta, frozen, c, key):
         make_key, diffuse_key, objective_key = jax.random.split(key, 3)
-        rows, shared_key = draw(make_key, diffuse_key, c, generator_times)
+        rows, i = draw(make_key, diffuse_key, c, generator_times)
         row_keys = jax.random.split(objective_key, rows[-1].shape[0])
 
         def means(rows):
             (c, z, noise, t), row_keys = rows
-            x0, pullback = jax.vjp(lambda p: roles.generator(p, z, c, shared_key), params)
+            x0, pullback = jax.vjp(lambda p: roles.generator(p, z, c, i), params)
             nets = nets_for(frozen, ta, c)
             direction, aux = objective(x0, noise, t, row_keys, nets, settings)
             loss_gradient = jax.grad(lambda x: jnp.mean(surrogate_loss(direction, x)) / size)(x0)
@@ -260,7 +258,8 @@ def make_game_step(
         ema = moving_average(state.ema, generator, state.step, ema_decay)
 
         metrics = {"ta_loss": jnp.mean(ta_loss), "ta_grad_norm": jnp.mean(ta_norm), "grad_norm": norm} | figures
-        if n_ta > 1:  # well above 1: the TA is still catching up with the generator
+        # Well above 1: the TA is still catching up with the generator.  Losses of different steps do not compare.
+        if n_ta > 1 and (roles.few_step is None or len(roles.few_step.times) == 1):
             metrics["ta_lag"] = ta_loss[0] / ta_loss[-1]
         if "tilt" in figures and "gap" in figures:  # how hard the reward pulls against the divergence
             metrics["tilt_to_gap"] = figures["tilt"] / figures["gap"]

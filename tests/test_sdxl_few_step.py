@@ -73,6 +73,13 @@ def test_a_four_step_generator_trains(inputs):
     assert np.mean(jax.tree.leaves(moved)) > 0.9
 
 
-def test_timesteps_that_do_not_decrease_are_refused(inputs):
-    with pytest.raises(InputError, match="config.network: the times of a generator's steps must decrease"):
-        task_of(inputs[1], **{"network.generator_timesteps": (249, 499)}).check("train")
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"network.generator_timesteps": (249, 499)}, "config.network: the times of a generator's steps must decrease"),
+        ({"align.generator_t_max": 0.7}, "config.align.generator_t_min, generator_t_max"),
+    ],
+)
+def test_steps_that_cannot_be_trained_are_refused(inputs, change, says):
+    with pytest.raises(InputError, match=says):
+        task_of(inputs[1], **change).check("train")

@@ -31,7 +31,7 @@ ROLES = Roles(
     event_shape=(2,),
     reference=lambda frozen, x, t, c: frozen["gain"] * REFERENCE(x, t),
     ta=lambda p, x, t, c: linear(p, x) + c["shift"][:, None],
-    generator=lambda p, z, c, key: linear(p, z) + c["shift"][:, None],
+    generator=lambda p, z, c, i: linear(p, z) + c["shift"][:, None],
     reward=lambda frozen, x0, c: REWARD(x0),
 )
 

@@ -51,8 +51,8 @@ def digits(config) -> Recipe:
     def generate(params, z, c):
         return few_step.sample(lambda params, x_t, t: denoise(params, x_t, t, c), params, z)
 
-    def generate_to_train(params, z, c, key):
-        return few_step.train(lambda params, x_t, t: denoise(params, x_t, t, c), params, z, key)
+    def generate_to_train(params, z, c, i):
+        return few_step.train(lambda params, x_t, t: denoise(params, x_t, t, c), params, z, i)
 
     def prefer(params, x0, c):
         score, _ = preference.apply({"params": params}, x0, jax.nn.one_hot(c["label"], NUM_CLASSES))
@@ -97,7 +97,7 @@ def digits(config) -> Recipe:
             reference=lambda frozen, x_t, t, c: denoise(frozen["reference"], x_t, t, c),
             ta=denoise,
             generator=generate_to_train,
-            noise_shape=few_step.noise_shape(IMAGE),
+            few_step=few_step,
             reward=(lambda frozen, x0, c: prefer(frozen["reward"], x0, c)) if with_reward else None,
             unconditional=lambda c: {"label": jnp.full_like(c["label"], NUM_CLASSES)},
         )

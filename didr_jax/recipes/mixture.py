@@ -43,7 +43,7 @@ def mixture(config) -> Recipe:
     def denoise(params, x_t, t, c):
         return to_x0("v", network.apply({"params": params}, x_t, t), x_t, t, schedule)
 
-    def generate(params, z, c, key):
+    def generate(params, z, c, i):
         return config.network.spread * z + network.apply({"params": params}, z, jnp.ones(z.shape[0]))
 
     def init_network(salt: int):

@@ -35,7 +35,7 @@ from didr_jax.startup import first
 from didr_jax.step import Roles
 from didr_jax.text.cache import cached, digest_texts
 from didr_jax.train import Recipe
-from didr_jax.types import Array, InputError, PRNGKey, PyTree
+from didr_jax.types import Array, InputError, PyTree
 
 TRAIN = ("full", "lora")
 
@@ -142,9 +142,9 @@ class TextToImage:
         """Latents of all steps from unit noise z `[b, *few_step.noise_shape]`."""
         return self.backbone.few_step.sample(self._at(c), (params, adapter), z)
 
-    def generate_to_train(self, params: PyTree, adapter: PyTree | None, z: Array, c: PyTree, key: PRNGKey) -> Array:
-        """Latents of a step drawn from `key`, differentiable through it alone."""
-        return self.backbone.few_step.train(self._at(c), (params, adapter), z, key)
+    def generate_to_train(self, params: PyTree, adapter: PyTree | None, z: Array, c: PyTree, i: Array) -> Array:
+        """Latents of step i, differentiable through it alone."""
+        return self.backbone.few_step.train(self._at(c), (params, adapter), z, i)
 
     def _at(self, c: PyTree):
         return lambda weights, x_t, t: self.predict(*weights, x_t, t, c)
@@ -182,11 +182,11 @@ class TextToImage:
             event_shape=self.backbone.event_shape,
             reference=lambda frozen, x_t, t, c: self.predict(frozen["base"], None, x_t, t, c),
             ta=lambda p, x_t, t, c: self.predict(*self.pair("ta", frozen, p), x_t, t, c),
-            generator=lambda p, z, c, key: self.generate_to_train(*self.pair("generator", frozen, p), z, c, key),
+            generator=lambda p, z, c, i: self.generate_to_train(*self.pair("generator", frozen, p), z, c, i),
             reward=None if self.mix is None else lambda frozen, x0, c: self.score(frozen, x0, c).total,
             terms=None if self.mix is None else self.terms,
             unconditional=unconditional,
-            noise_shape=self.noise_shape,
+            few_step=self.backbone.few_step,
         )
 
     # ------------------------------------------------------------------------------------ stage
