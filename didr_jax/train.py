@@ -38,6 +38,7 @@ class Stage:
       batch: `step -> batch` of numpy arrays, a function of the step alone.
       batch_axis: which of their dimensions holds the samples.
       product: state -> what later stages use.
+      release: called when the state exists: lets go of what only `init` needs.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stage:
     batch: Callable[[int], PyTree]
     batch_axis: int
     product: Callable[[Any], PyTree]
+    release: Callable[[], None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +116,7 @@ def run_stage(stage: Stage, label: str, run: Run, stop: StopRequest) -> PyTree:
         else:
             first, state = restored
             run.log.say(f"{label}  {'finished' if first == stage.steps else 'goes on from'} at step {first}")
+        stage.release()
         if first < stage.steps:
             state = _loop(stage, label, state, places, first, saves, run, stop)
         return stage.product(state)

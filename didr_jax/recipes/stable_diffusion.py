@@ -18,15 +18,14 @@ from didr_jax.config import make_few_step, make_schedule, require_choice
 from didr_jax.models.attention import BACKENDS
 from didr_jax.models.unet import UNet
 from didr_jax.models.unet_config import UNetConfig
-from didr_jax.models.vae import AutoencoderKL, VAEConfig
+from didr_jax.models.vae import VAEConfig
 from didr_jax.recipes.backbone import Backbone
+from didr_jax.recipes.latents import decoder, latent_shape, open_sources
 from didr_jax.text.cache import digest_files
 from didr_jax.text.clip import clip_encoder, parts
 from didr_jax.types import InputError
-from didr_jax.weights.engine import read_tensors, to_flax
 from didr_jax.weights.folder import part_json, require_parts
 from didr_jax.weights.unet import unet_table
-from didr_jax.weights.vae import VAE_TABLE
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}  # diffusers' names -> ours
 
@@ -43,15 +42,14 @@ def stable_diffusion(config) -> Backbone:
     arch = UNetConfig.from_json(raw := part_json(base, "unet"))
     xl = arch.added_time_dim is not None
     require_parts(base, "weights.base", [*parts(xl), "unet", "vae"])
-    for name in ("attention", "cross_attention", "vae_attention"):
+    for name in ("attention", "cross_attention"):
         require_choice(f"network.{name}", knobs[name], BACKENDS)
 
-    vae_config = VAEConfig.from_json(part_json(base, "vae"))
-    event_shape = _latent_shape(config, arch, vae_config)
+    vae, load_vae, decode = decoder(config, base)
+    event_shape = _latent_shape(config, arch, vae)
     schedule = make_schedule(config)
     backends = dict(backend=knobs.attention, cross_backend=knobs.cross_attention)
     unet = UNet(arch, **backends, remat=knobs.remat, dtype=jnp.dtype(knobs.dtype))
-    vae = AutoencoderKL(vae_config, backend=knobs.vae_attention, remat=knobs.remat, dtype=jnp.dtype(knobs.vae_dtype))
     height, width = config.image.height, config.image.width
 
     def network(params, x_t, t, text):
@@ -67,14 +65,6 @@ def stable_diffusion(config) -> Backbone:
         added = {"text_embeds": text["pooled"], "time_ids": jnp.zeros((1, 6))} if xl else None
         return unet.init(jax.random.key(0), jnp.zeros((1, *event_shape)), jnp.zeros(1), text["prompt"], added)["params"]
 
-    def load_vae():
-        shapes = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((1, height, width, 3)))["params"]
-        return to_flax(_tensors(config, base / "vae"), VAE_TABLE, shapes, dtype=jnp.dtype(knobs.vae_dtype))
-
-    def decode(params, x0):
-        return vae.apply({"params": params}, vae_config.unscale(x0), method="decode").astype(jnp.float32)
-
-    generator = config.weights.generator or base / "unet"
     return Backbone(
         schedule=schedule,
         prediction=_prediction(base, config, schedule),
@@ -83,7 +73,7 @@ def stable_diffusion(config) -> Backbone:
         network=network,
         shapes=jax.eval_shape(init),
         table=unet_table(arch),
-        sources={"base": _tensors(config, base / "unet"), "generator": _tensors(config, generator)},
+        sources=open_sources(config, base / "unet", config.weights.generator or base / "unet"),
         part="unet",
         config_json=raw,
         zero_text=xl,
@@ -93,11 +83,6 @@ def stable_diffusion(config) -> Backbone:
         load_encoder=lambda: clip_encoder(base, xl),
         clip_tokenizer=str(base / "tokenizer"),
     )
-
-
-def _tensors(config, path):
-    """A folder's variant is the config's; a file is what it is."""
-    return read_tensors(path, variant=config.weights.variant or None if Path(path).is_dir() else None)
 
 
 def _pooled_width(arch: UNetConfig) -> int:
@@ -110,15 +95,7 @@ def _latent_shape(config, arch: UNetConfig, vae: VAEConfig) -> tuple[int, int, i
             f"config.weights.base: the UNet maps {arch.in_channels} to {arch.out_channels} channels, the VAE's latents "
             f"have {vae.latent_channels}; give a text-to-image pipeline (no inpainting, no refiner)"
         )
-    multiple = vae.factor * 2 ** (len(arch.channels) - 1)
-    for side in ("height", "width"):
-        n = config.image[side]
-        if n < multiple or n % multiple:
-            near = max(multiple, round(n / multiple) * multiple)
-            raise InputError(
-                f"config.image.{side} = {n} is not divisible by {multiple}, which these networks need; {near} is near"
-            )
-    return config.image.height // vae.factor, config.image.width // vae.factor, vae.latent_channels
+    return latent_shape(config.image, vae, vae.factor * 2 ** (len(arch.channels) - 1))
 
 
 def _prediction(base: Path, config, schedule) -> str:
