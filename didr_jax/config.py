@@ -179,7 +179,7 @@ def make_schedule(config) -> Schedule:
 
 def make_few_step(config, schedule: Schedule) -> FewStep:
     """The steps of a config's generator: `network.generator_timesteps` of a discrete schedule as they are listed,
-    or `network.generator_steps` times from `network.generator_time` on.
+    or `network.generator_steps` times from `network.generator_time` on (without that knob: from the noisiest).
 
     Raises:
       InputError: impossible steps, or a stage whose range of noise levels leaves one of them none to be compared at.
@@ -191,7 +191,8 @@ def make_few_step(config, schedule: Schedule) -> FewStep:
             times = tuple(t / schedule.num_timesteps for t in knobs.generator_timesteps)
             steps = FewStep(schedule, times, knobs.generator_solver)
         else:
-            steps = FewStep.even(schedule, knobs.generator_time, knobs.generator_steps, knobs.generator_solver)
+            first = knobs.get("generator_time", schedule.t_max)
+            steps = FewStep.even(schedule, first, knobs.generator_steps, knobs.generator_solver)
     except ValueError as error:
         raise InputError(f"config.network: {error}") from None
     for name in config.stages:

@@ -25,7 +25,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from didr_jax.types import Array, InputError, PRNGKey, PyTree
-from didr_jax.weights.engine import Rule, to_torch, write_safetensors
+from didr_jax.weights.engine import Rule, read_tensors, to_flax, to_torch, write_safetensors
 
 A, B, KERNEL = "lora_a", "lora_b", "kernel"
 
@@ -134,6 +134,45 @@ def save(
         for key, tensor in to_torch(kernels, table, dtype=dtype).items():
             tensors[f"{prefix}.{key.removesuffix('weight')}{name}.weight"] = tensor
     write_safetensors(path, tensors)
+
+
+def load(path: str | os.PathLike, shapes: PyTree, alpha: float, table: Sequence[Rule], *, prefix: str) -> PyTree:
+    """Adapters, in float32, from a file of `save` or one that diffusers or peft wrote with alpha equal to its rank.
+
+    What `save` wrote comes back exactly if alpha/rank is a power of two, else to a rounding.
+
+    Args:
+      path: a `.safetensors` file.
+      shapes: the base's tree.
+      alpha: that the adapters will be applied with; it is divided out of B.
+      table, prefix: as in `save`.
+
+    Raises:
+      InputError: no adapters of this part in the file, or ones that do not fit the base.
+    """
+    tensors, flat = read_tensors(path), flatten_dict(shapes, sep="/")
+    factors: dict[str, dict[str, Any]] = {"lora_A": {}, "lora_B": {}}
+    for key, tensor in tensors.items():
+        m = re.fullmatch(rf"{re.escape(prefix)}\.(.+)\.(lora_A|lora_B)\.weight", key)
+        if m is None:
+            raise InputError(f"LoRA: {path} holds {key}; expected are {prefix}.LAYER.lora_A.weight and its lora_B")
+        factors[m[2]][f"{m[1]}.weight"] = tensor
+    if not factors["lora_A"] or factors["lora_A"].keys() != factors["lora_B"].keys():
+        raise InputError(f"LoRA: {path} holds no adapters, or lacks one of the pair lora_A, lora_B of a layer")
+    rank = next(iter(factors["lora_A"].values())).shape[0]
+
+    hits = [rule.flax_path(name) for name in factors["lora_A"] for rule in table]
+    kernels = {hit[0]: flat[hit[0]].shape for hit in hits if hit and hit[0] in flat}
+    lora = {}
+    for name, leaf, scale in (("lora_A", A, 1.0), ("lora_B", B, rank / alpha)):
+        fit = lambda shape: (*shape[:-1], rank) if name == "lora_A" else (*shape[:-2], rank, shape[-1])
+        expected = {kernel: jax.ShapeDtypeStruct(fit(shape), jnp.float32) for kernel, shape in kernels.items()}
+        try:
+            read = flatten_dict(to_flax(factors[name], table, unflatten_dict(expected, sep="/")))
+        except InputError as error:
+            raise InputError(f"LoRA: {path} does not fit the base, {name}: {error}") from None
+        lora |= {(*kernel[:-1], leaf): value * scale for kernel, value in read.items()}
+    return unflatten_dict(lora)
 
 
 def _pairs(lora: PyTree, params: Mapping | None = None) -> dict[tuple[str, ...], tuple[Array, Array]]:

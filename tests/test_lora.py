@@ -11,7 +11,7 @@ from didr_jax import lora as lora_lib
 from didr_jax.models.zimage import ZImageTransformer
 from didr_jax.models.zimage_config import ZImageConfig
 from didr_jax.types import InputError
-from didr_jax.weights.engine import read_tensors, to_torch
+from didr_jax.weights.engine import read_tensors, to_torch, write_safetensors
 from didr_jax.weights.zimage import zimage_table
 
 CONFIG = ZImageConfig(
@@ -157,6 +157,31 @@ def test_saved_adapters_have_peft_names_and_act_like_the_merged_weights(setup, t
             changed += 1
         close(np.asarray(tensor), want, 1e-6)
     assert changed == len(file) // 2
+
+
+def test_saved_adapters_come_back(setup, tmp_path):
+    params, lora, _ = setup
+    table, path = zimage_table(CONFIG), tmp_path / "adapter.safetensors"
+    load = lambda alpha, prefix="transformer": lora_lib.load(path, params, alpha, table, prefix=prefix)
+    lora_lib.save(path, lora, 8.0, table, prefix="transformer")  # alpha/rank is a power of two: nothing is rounded
+    jax.tree.map(np.testing.assert_array_equal, load(8.0), lora)
+    lora_lib.save(path, lora, ALPHA, table, prefix="transformer")
+    jax.tree.map(lambda got, want: close(got, want, 1e-6), load(ALPHA), lora)
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), *(lora_lib.merge(params, load(a), a) for a in (ALPHA, 1.0)))
+
+    file = {key: np.array(tensor) for key, tensor in read_tensors(path).items()}
+    key = "transformer.layers.1.attention.to_q.lora_A.weight"
+    for change, message in (
+        ({key: None}, "lacks one of the pair"), ({key: file[key][:, :7]}, "lora_A: .*1 misshapen"),
+        ({"transformer.conv_in.lora_A.weight": file[key], "transformer.conv_in.lora_B.weight": file[key]}, "unexpected: conv_in"),
+        ({key: None, key.replace("_A", "_B"): None}, "1 missing: layers.1.attention.to_q"),
+        ({"transformer.layers.1.alpha": file[key]}, "layers.1.alpha; expected are transformer.LAYER.lora_A.weight"),
+    ):  # fmt: skip
+        write_safetensors(path, {k: v for k, v in (file | change).items() if v is not None})
+        with pytest.raises(InputError, match=message):
+            load(ALPHA)
+    with pytest.raises(InputError, match="expected are unet.LAYER"):
+        load(ALPHA, prefix="unet")
 
 
 def test_refusals(setup):

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -91,6 +92,20 @@ def test_embeddings_are_computed_once_and_mapped(tmp_path):
         assert asked == [2, 2, 2]
     assert get("float16")["length"].dtype == np.float16 and len(asked) == 6
     assert sorted(p.name for p in (tmp_path / "new" / "cache").iterdir()) == ["key-float16", "key-float32"]
+
+
+def test_bfloat16_and_integers_come_back_as_they_are(tmp_path):
+    values = np.float32([[1e30, -0.3], [7e4, 1e-30]])
+    encode = lambda prompts: {"caption": values, "length": np.int32([3, 700])}
+    get = lambda dtype: cached(tmp_path, "key", ["a", "b"], encode, dtype=dtype, batch_size=2, say=str)
+    for _ in range(2):
+        arrays = get("bfloat16")
+        assert arrays["caption"].dtype == ml_dtypes.bfloat16 and isinstance(arrays["caption"], np.memmap)
+        np.testing.assert_array_equal(arrays["caption"], values.astype(ml_dtypes.bfloat16))
+        assert arrays["length"].dtype == np.int32 and arrays["length"].tolist() == [3, 700]
+    with pytest.raises(InputError, match="config.data.dtype: 'caption' has values beyond float16"):
+        get("float16")
+    assert [p.name for p in tmp_path.iterdir()] == ["key-bfloat16"]
 
 
 def test_a_failure_leaves_no_entry(tmp_path):

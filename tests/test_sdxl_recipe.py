@@ -161,6 +161,12 @@ def test_adapters_train_on_a_frozen_base_and_export_merged_and_alone(inputs, tmp
     diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "export", subfolder="unet")
 
 
+def test_adapters_on_the_base_itself_need_one_base(inputs):
+    for more, networks in (({"weights.generator": ""}, {"base"}), ({}, {"base", "generator"})):
+        frozen = task_of(inputs[1] | LORA | more).frozen()
+        assert frozen.keys() & {"base", "generator"} == networks
+
+
 class Silent:
     def say(self, message):
         pass

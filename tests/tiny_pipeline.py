@@ -87,8 +87,8 @@ def redness(images, tokens):
     return images[..., 0].mean((1, 2)) - images.mean((1, 2, 3))
 
 
-def save_prompts(path):
-    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS), encoding="utf-8")
+def save_prompts(path, prompts=PROMPTS):
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
     return path
 
 

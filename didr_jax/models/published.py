@@ -1,8 +1,8 @@
 """Architectures of published pipelines, for plans that are made without their files.
 
 As `config.json` of diffusers says them, with what differs from its class's defaults.  Sources: the model cards'
-repositories, stabilityai/stable-diffusion-xl-base-1.0 and stable-diffusion-v1-5/stable-diffusion-v1-5; the numbers
-of parameters that follow from them are held against the published ones in tests/test_plan.py.
+repositories (stabilityai/stable-diffusion-xl-base-1.0, stable-diffusion-v1-5/stable-diffusion-v1-5,
+Tongyi-MAI/Z-Image); the numbers of parameters that follow from them are held against the published ones in tests/test_plan.py.
 """
 
 from typing import Any
@@ -37,4 +37,12 @@ SD15: dict[str, Part] = {
     "vae": _VAE | {"scaling_factor": 0.18215},
 }
 
-PIPELINES = {"sdxl": SDXL, "sd15": SD15}
+ZIMAGE: dict[str, Part] = {
+    "transformer": {},  # all as in ZImageTransformer2DModel's defaults
+    "vae": _VAE | {
+        "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159,
+        "use_quant_conv": False, "use_post_quant_conv": False,
+    },
+}  # fmt: skip
+
+PIPELINES = {"sdxl": SDXL, "sd15": SD15, "zimage": ZIMAGE}

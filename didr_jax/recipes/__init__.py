@@ -7,12 +7,14 @@ from didr_jax.recipes.digits import digits
 from didr_jax.recipes.mixture import mixture
 from didr_jax.recipes.stable_diffusion import stable_diffusion
 from didr_jax.recipes.text_to_image import text_to_image
+from didr_jax.recipes.zimage import zimage
 from didr_jax.train import Recipe
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "digits": digits,
     "mixture": mixture,
     "stable_diffusion": lambda config: text_to_image(config, stable_diffusion),
+    "zimage": lambda config: text_to_image(config, zimage),
 }
 
 

@@ -25,7 +25,7 @@ class Backbone:
       network: `(params, x_t [b, h, w, c], t [b], text) -> prediction`, float32.
       shapes: of the network's parameters, nothing allocated.
       table: weight names of the network.
-      sources: tensors of the `base` and of the initial `generator`, still on disk.
+      sources: tensors of the `base` and of the initial `generator`, still on disk; one object if they are the same.
       part: the network's name in a pipeline, which prefixes the names of adapters.
       config_json: of the network, as diffusers reads it.
       zero_text: guidance's other branch is zero embeddings; otherwise the embedding of the empty prompt.
@@ -34,6 +34,8 @@ class Backbone:
       text_digest: `() -> str`, of all that embeddings depend on besides the prompts.
       load_encoder: `() -> (prompts -> text)`, where `text` is {name: array [b, ...]}.
       clip_tokenizer: a folder with a CLIP tokenizer for rewards that bring none; None if there is none.
+      scheduler_json: of the scheduler that the exported generator is sampled with; None: the user's to choose.
+      warnings: lines about what can be done and is probably not meant.
       vae_shapes: of what `load_vae` loads; only for plans, as is
       text_shapes: of the text of one prompt, {name: [1, ...]}.
     """
@@ -54,8 +56,15 @@ class Backbone:
     text_digest: Callable[[], str]
     load_encoder: Callable[[], Callable[[Sequence[str]], PyTree]]
     clip_tokenizer: str | None
+    scheduler_json: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
     vae_shapes: PyTree = None
     text_shapes: PyTree = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether the generator begins with the base's own weights."""
+        return self.sources["generator"] is self.sources["base"]
 
     def check(self) -> None:
         """Raises InputError naming every tensor of a source that does not fit."""

@@ -16,18 +16,16 @@ import jax.numpy as jnp
 
 from didr_jax.config import make_few_step, make_schedule, require_choice
 from didr_jax.models.attention import BACKENDS
-from didr_jax.models.published import PIPELINES
 from didr_jax.models.unet import UNet
 from didr_jax.models.unet_config import UNetConfig
-from didr_jax.models.vae import AutoencoderKL, VAEConfig
+from didr_jax.models.vae import VAEConfig
 from didr_jax.recipes.backbone import Backbone
+from didr_jax.recipes.latents import architecture, decoder, latent_shape, open_sources
 from didr_jax.text.cache import digest_files
 from didr_jax.text.clip import clip_encoder, parts
 from didr_jax.types import InputError
-from didr_jax.weights.engine import read_tensors, to_flax
 from didr_jax.weights.folder import part_json, require_parts
 from didr_jax.weights.unet import unet_table
-from didr_jax.weights.vae import VAE_TABLE
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}  # diffusers' names -> ours
 MAX_TOKENS = 77  # of a prompt
@@ -41,20 +39,19 @@ def stable_diffusion(config) -> Backbone:
         image size is not one that the networks can do.
     """
     base, knobs = Path(config.weights.base), config.network
-    raw = _architecture(config)
+    raw = architecture(config, "unet", "vae")
     arch = UNetConfig.from_json(raw["unet"])
     xl = arch.added_time_dim is not None
     if config.weights.base:
         require_parts(base, "weights.base", [*parts(xl), "unet", "vae"])
-    for name in ("attention", "cross_attention", "vae_attention"):
+    for name in ("attention", "cross_attention"):
         require_choice(f"network.{name}", knobs[name], BACKENDS)
 
-    vae_config = VAEConfig.from_json(raw["vae"])
-    event_shape = _latent_shape(config, arch, vae_config)
+    vae, vae_shapes, load_vae, decode = decoder(config, base, raw["vae"])
+    event_shape = _latent_shape(config, arch, vae)
     schedule = make_schedule(config)
     backends = dict(backend=knobs.attention, cross_backend=knobs.cross_attention)
     unet = UNet(arch, **backends, remat=knobs.remat, dtype=jnp.dtype(knobs.dtype))
-    vae = AutoencoderKL(vae_config, backend=knobs.vae_attention, remat=knobs.remat, dtype=jnp.dtype(knobs.vae_dtype))
     height, width = config.image.height, config.image.width
 
     def network(params, x_t, t, text):
@@ -70,19 +67,10 @@ def stable_diffusion(config) -> Backbone:
         added = {"text_embeds": text["pooled"], "time_ids": jnp.zeros((1, 6))} if xl else None
         return unet.init(jax.random.key(0), jnp.zeros((1, *event_shape)), jnp.zeros(1), text["prompt"], added)["params"]
 
-    vae_shapes = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(knobs.vae_dtype)),
-        jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((1, height, width, 3)))["params"],
-    )
     text_shapes = {"prompt": jax.ShapeDtypeStruct((1, MAX_TOKENS, arch.context_dim), config.data.dtype)}
     if xl:
         text_shapes["pooled"] = jax.ShapeDtypeStruct((1, _pooled_width(arch)), config.data.dtype)
 
-    def decode(params, x0):
-        return vae.apply({"params": params}, vae_config.unscale(x0), method="decode").astype(jnp.float32)
-
-    generator = config.weights.generator or base / "unet"
-    sources = {"base": base / "unet", "generator": generator} if config.weights.base else {}
     return Backbone(
         schedule=schedule,
         prediction=_prediction(base, config, schedule),
@@ -91,11 +79,11 @@ def stable_diffusion(config) -> Backbone:
         network=network,
         shapes=jax.eval_shape(init),
         table=unet_table(arch),
-        sources={name: _tensors(config, path) for name, path in sources.items()},
+        sources=open_sources(config, base / "unet", config.weights.generator or base / "unet"),
         part="unet",
         config_json=raw["unet"],
         zero_text=xl,
-        load_vae=lambda: to_flax(_tensors(config, base / "vae"), VAE_TABLE, vae_shapes),
+        load_vae=load_vae,
         decode=decode,
         text_digest=lambda: digest_files(base / name for name in parts(xl)),
         load_encoder=lambda: clip_encoder(base, xl),
@@ -103,21 +91,6 @@ def stable_diffusion(config) -> Backbone:
         vae_shapes=vae_shapes,
         text_shapes=text_shapes,
     )
-
-
-def _architecture(config) -> dict:
-    """`config.json` of UNet and VAE: the folder's, or, without a folder, those of a published pipeline."""
-    base = config.weights.base
-    if not base:
-        require_choice("compile.pipeline", config.compile.pipeline, PIPELINES)
-        return PIPELINES[config.compile.pipeline]
-    require_parts(base, "weights.base", ("unet/config.json", "vae/config.json"))
-    return {part: part_json(base, part) for part in ("unet", "vae")}
-
-
-def _tensors(config, path):
-    """A folder's variant is the config's; a file is what it is."""
-    return read_tensors(path, variant=config.weights.variant or None if Path(path).is_dir() else None)
 
 
 def _pooled_width(arch: UNetConfig) -> int:
@@ -130,15 +103,7 @@ def _latent_shape(config, arch: UNetConfig, vae: VAEConfig) -> tuple[int, int, i
             f"config.weights.base: the UNet maps {arch.in_channels} to {arch.out_channels} channels, the VAE's latents "
             f"have {vae.latent_channels}; give a text-to-image pipeline (no inpainting, no refiner)"
         )
-    multiple = vae.factor * 2 ** (len(arch.channels) - 1)
-    for side in ("height", "width"):
-        n = config.image[side]
-        if n < multiple or n % multiple:
-            near = max(multiple, round(n / multiple) * multiple)
-            raise InputError(
-                f"config.image.{side} = {n} is not divisible by {multiple}, which these networks need; {near} is near"
-            )
-    return config.image.height // vae.factor, config.image.width // vae.factor, vae.latent_channels
+    return latent_shape(config.image, vae, vae.factor * 2 ** (len(arch.channels) - 1))
 
 
 def _prediction(base: Path, config, schedule) -> str:

@@ -7,12 +7,14 @@
 
 Conditions are `{"text": embeddings, "tokens": the rewards' tokens}`, rows of the table of all prompts
 picked by (seed, step).  Base, VAE and rewards travel through the step as `frozen`: with adapters, TA and
-generator read their bases there too.
+generator read their bases there too.  Where the generator begins with the base's own weights there is one
+base for all three roles: the reference is the base with no adapter.
 """
 
 import dataclasses
 import functools
 import os
+import sys
 from collections.abc import Callable
 
 import jax
@@ -79,15 +81,22 @@ class TextToImage:
         for who in ("generator", "ta"):
             if config.network[who] not in TRAIN:
                 raise InputError(f"config.network.{who} = {config.network[who]!r}: choose full or lora")
+        if config.weights.generator_adapter and config.network.generator != "lora":
+            raise InputError("config.weights.generator_adapter is where adapters begin: set config.network.generator=lora")
         if mode == "compile":
             return
         require_reward(config.align.objective, config.rewards)
         self.backbone.check()
+        for who in ("generator", "ta"):
+            if config.network[who] == "lora":
+                jax.eval_shape(lambda who=who: self.start(who))
         trial = [*self.prompts[:2], ""][:2]
         if config.rewards.custom:
             size = config.image.height, config.image.width
             try_out(config.rewards.custom, config.rewards.custom_differentiable, size, trial)
         resolve_estimator(config.align, self.mix)
+        for line in self.backbone.warnings if first() else ():
+            print(f"didr_jax: warning: {line}", file=sys.stderr, flush=True)
 
     # ------------------------------------------------------------------------------- conditions
 
@@ -102,6 +111,10 @@ class TextToImage:
     @functools.cached_property
     def _encode(self):
         return self.backbone.load_encoder()
+
+    def release_encoder(self) -> None:
+        """Gives the memory of the text encoders back; they are loaded again if they are needed again."""
+        self.__dict__.pop("_encode", None)
 
     def table(self, prompts: list[str]) -> PyTree:
         """Conditions `[n, ...]` of n prompts."""
@@ -121,10 +134,13 @@ class TextToImage:
         prediction = lora.applied(b.network, alpha)(params, adapter, x_t, t, c["text"])
         return to_x0(b.prediction, prediction, x_t, t, b.schedule)
 
+    def base_of(self, who: str) -> str:
+        """Which of the frozen networks the adapters of the generator or the TA sit on."""
+        return who if who == "generator" and not self.backbone.shared else "base"
+
     def pair(self, who: str, frozen: PyTree, trained: PyTree) -> tuple[PyTree, PyTree | None]:
         """(parameters, adapter) of the generator or the TA."""
-        base = {"generator": "generator", "ta": "base"}[who]
-        return (trained, None) if self.config.network[who] == "full" else (frozen[base], trained)
+        return (trained, None) if self.config.network[who] == "full" else (frozen[self.base_of(who)], trained)
 
     def generate(self, params: PyTree, adapter: PyTree | None, z: Array, c: PyTree) -> Array:
         """Latents of all steps from unit noise z `[b, *few_step.noise_shape]`."""
@@ -197,13 +213,14 @@ class TextToImage:
         """The frozen parameters that turn trained parameters into images and scores."""
         parts = {"vae": self.backbone.load_vae()}
         if self.config.network.generator == "lora":
-            parts["generator"] = self.load("generator", self.config.network.frozen_dtype, "generator")
+            name = self.base_of("generator")
+            parts[name] = self.load(name, self.config.network.frozen_dtype, name)
         return parts | ({} if self.mix is None else {"rewards": self.mix.params})
 
     def frozen(self) -> PyTree:
         """What the step reads and never changes."""
-        base = self.load("base", self.config.network.frozen_dtype, "base")
-        return self.judged() | {"base": base, "no_text": self.no_text()}
+        parts = self.judged() | {"no_text": self.no_text()}
+        return parts if "base" in parts else parts | {"base": self.load("base", self.config.network.frozen_dtype, "base")}
 
     def starter(self, who: str) -> Callable[[], PyTree]:
         """Makes the parameters, or fresh adapters, that the generator or the TA begins with."""
@@ -213,6 +230,9 @@ class TextToImage:
             return self.loader(source, network.param_dtype, who)
 
         def adapters():
+            if who == "generator" and self.config.weights.generator_adapter:
+                path, backbone = self.config.weights.generator_adapter, self.backbone
+                return lora.load(path, backbone.shapes, knobs.alpha, backbone.table, prefix=backbone.part)
             key = jax.random.fold_in(jax.random.key(self.config.seed), salt)
             return lora.init(key, self.backbone.shapes, knobs.layers, knobs.rank)
 
@@ -222,7 +242,7 @@ class TextToImage:
         return self.starter(who)()
 
     def start_shapes(self, who: str) -> PyTree:
-        """Of `start(who)`, nothing read."""
+        """Of `start(who)`, nothing read but adapters that are given."""
         if self.config.network[who] == "lora":
             return jax.eval_shape(self.starter(who))
         return cast(self.backbone.shapes, self.config.network.param_dtype)
@@ -230,6 +250,8 @@ class TextToImage:
     def conditions(self) -> Callable[[np.random.Generator, int], PyTree]:
         """`(rng, rows) -> conditions [rows, ...]` of prompts picked at random."""
         table, n = self.table(self.prompts), len(self.prompts)
+        self.no_text()  # on disk from here on
+        self.release_encoder()
 
         def pick(rng, rows):
             picked = rng.integers(n, size=rows)
@@ -254,7 +276,8 @@ class TextToImage:
 
         # The step binds the frozen parameters that it is handed, not those of this process at build time.
         return dataclasses.replace(
-            stage(self.frozen()), step=lambda state, frozen, batch: stage(frozen).step(state, frozen, batch)
+            stage(self.frozen()),
+            step=lambda state, frozen, batch: stage(frozen).step(state, frozen, batch),
         )
 
     def score_images(self, workdir: str) -> None:

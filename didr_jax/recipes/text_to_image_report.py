@@ -5,11 +5,12 @@ Everything is drawn from the evaluation's own noise, the same for the generator 
 
 import json
 import os
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from PIL import Image
 
 from didr_jax import lora
@@ -21,6 +22,7 @@ from didr_jax.weights.engine import to_torch, write_safetensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' names
 ADAPTER = "pytorch_lora_weights.safetensors"
+SHARD = 10 * 10**9  # bytes of the largest file
 
 
 def first_prompts(task, n: int) -> list[str]:
@@ -38,8 +40,8 @@ def trained(task, frozen: PyTree, products: dict) -> tuple[PyTree, PyTree | None
 
 def initial(task, frozen: PyTree, products: dict) -> tuple[PyTree, PyTree | None]:
     """(parameters, adapter) of the generator that training began with."""
-    if "generator" in frozen:
-        return frozen["generator"], None
+    if task.config.network.generator == "lora":
+        return task.pair("generator", frozen, _beside(products, task.start("generator")))
     return _beside(products, task.backbone.load("generator", task.config.network.frozen_dtype)), None
 
 
@@ -55,6 +57,7 @@ class Judge:
     def __init__(self, task, frozen: PyTree, prompts: list[str], seed: int):
         self._task, self._frozen, self.prompts, self._seed = task, frozen, prompts, seed
         self._table = task.table(prompts)
+        task.release_encoder()
         # Parameters are arguments: a program must not hold a copy of a model as a constant.
         self._latents = jax.jit(task.generate)
         self._finish = jax.jit(self._image_and_terms)
@@ -133,12 +136,27 @@ def export(task, products: dict, workdir: str, log: RunLog) -> None:
         adapter, alpha = jax.device_get(params), task.config.lora.alpha  # small; on the host it meets any base
         lora.save(os.path.join(folder, ADAPTER), adapter, alpha, backbone.table, prefix=backbone.part, dtype=dtype)
         # From the file, not from the rounded copy that trained: merging rounds once.
-        params = lora.merge(backbone.load("generator", "float32"), adapter, alpha)
+        params = lora.merge(backbone.load("generator", "float32", _host()), adapter, alpha)
     part = os.path.join(folder, backbone.part)
-    write_safetensors(os.path.join(part, WEIGHTS), to_torch(params, backbone.table, dtype=dtype))
-    with open(os.path.join(part, "config.json"), "w") as file:
-        json.dump(dict(backbone.config_json), file, indent=2)
+    write_safetensors(os.path.join(part, WEIGHTS), to_torch(params, backbone.table, dtype=dtype), max_bytes=SHARD)
+    _write_json(os.path.join(part, "config.json"), backbone.config_json)
+    if backbone.scheduler_json is not None:
+        _write_json(os.path.join(folder, "scheduler", "scheduler_config.json"), backbone.scheduler_json)
     log.say(f"wrote {folder}: {backbone.few_step}")
+
+
+def _host() -> SingleDeviceSharding | None:
+    """The host's memory, which holds a network in float32; None where JAX was told to have no CPU."""
+    try:
+        return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return None
+
+
+def _write_json(path: str, values: Mapping) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as file:
+        json.dump(dict(values), file, indent=2)
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from didr_jax.types import InputError
@@ -57,7 +58,7 @@ def cached(
       key: digest of all that the values depend on besides `dtype`.
       prompts: n strings.
       encode: b strings -> {name: [b, ...]}; always called with `batch_size` strings, so that it compiles once.
-      dtype: of the arrays on disk, `float16` or `float32`.
+      dtype: of floating-point arrays on disk, `float16`, `bfloat16` or `float32`; integers stay as they are.
       batch_size: b.
       say: told what is computed, and where it went.
 
@@ -65,17 +66,19 @@ def cached(
       {name: memory map [n, ...]}.
 
     Raises:
-      InputError: the cache cannot be written.
+      InputError: the cache cannot be written, or a value is beyond the range of float16.
     """
     entry = Path(cache).expanduser() / f"{key}-{dtype}"
     if not entry.is_dir():
         say(f"embedding {len(prompts):,} prompts into {entry}")
         try:
-            _write(entry, prompts, encode, np.dtype(dtype), batch_size)
+            _write(entry, prompts, encode, jnp.dtype(dtype), batch_size)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"config.data.cache: cannot write {entry} ({reason}); choose another") from error
-    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(entry.glob("*.npy"))}
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(entry.glob("*.npy"))}
+    # numpy's format has no bfloat16: it comes back as two bytes without a meaning
+    return {name: array.view(jnp.bfloat16) if array.dtype.kind == "V" else array for name, array in arrays.items()}
 
 
 def _write(entry: Path, prompts, encode, dtype: np.dtype, batch_size: int) -> None:
@@ -85,10 +88,15 @@ def _write(entry: Path, prompts, encode, dtype: np.dtype, batch_size: int) -> No
     for start in range(0, len(prompts), batch_size):
         chunk = list(prompts[start : start + batch_size])
         for name, values in encode(chunk + [""] * (batch_size - len(chunk))).items():
+            values = np.asarray(values)[: len(chunk)]
+            kind = dtype if np.issubdtype(values.dtype, np.floating) else values.dtype
+            if kind == np.float16 and np.abs(values).max() > np.finfo(np.float16).max:
+                shutil.rmtree(partial)
+                raise InputError(f"config.data.dtype: {name!r} has values beyond float16; choose bfloat16 or float32")
             if name not in arrays:
                 shape = (len(prompts), *values.shape[1:])
-                arrays[name] = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape)
-            arrays[name][start : start + len(chunk)] = np.asarray(values)[: len(chunk)]
+                arrays[name] = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", kind, shape)
+            arrays[name][start : start + len(chunk)] = values
     for array in arrays.values():
         array.flush()
     try:

@@ -1,10 +1,72 @@
-"""Tokens of Z-Image's text encoder: the prompt as a chat message, through transformers' Qwen tokenizer."""
+"""The text conditioning of Z-Image: Qwen3's penultimate hidden states of the prompt as a chat message.
 
-from collections.abc import Sequence
+Source: `ZImagePipeline._encode_prompt` of diffusers.
+"""
 
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from didr_jax.models.qwen3 import Qwen3, Qwen3Config
+from didr_jax.text.cache import Arrays
 from didr_jax.types import InputError
+from didr_jax.weights.engine import read_tensors, to_flax
+from didr_jax.weights.folder import part_json
+from didr_jax.weights.qwen3 import qwen3_table
+
+PARTS = ("tokenizer", "text_encoder")  # of the pipeline, that are read here
+
+
+def qwen_encoder(
+    folder: str | os.PathLike, max_length: int, dtype=jnp.float32, variant: str | None = None
+) -> Callable[[Sequence[str]], Arrays]:
+    """Loads the encoder: b prompts -> `{"caption": [b, max_length, d] float32, "length": [b] int32}`.
+
+    Rows of `caption` from `length` on are zero.
+
+    Args:
+      folder: the pipeline.
+      max_length: tokens per prompt, template included; longer prompts are cut.
+      dtype: of parameters and computation.
+      variant: of the weights' files.
+
+    Raises:
+      InputError: an encoder or a tokenizer that cannot be read.
+    """
+    tokenizer = qwen_tokenizer(Path(folder) / "tokenizer")
+    model = Qwen3(config := Qwen3Config.from_json(part_json(folder, "text_encoder")), dtype=dtype)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *jnp.zeros((2, 1, 1), int))["params"]
+    params = to_flax(
+        read_tensors(Path(folder) / "text_encoder", variant=variant), qwen3_table(config), shapes, dtype=dtype
+    )
+
+    @jax.jit
+    def encode(params, ids, mask):
+        states = model.apply({"params": params}, ids, mask).astype(jnp.float32)
+        return {"caption": jnp.where(mask[..., None], states, 0), "length": mask.sum(1)}
+
+    return lambda prompts: jax.tree.map(np.asarray, encode(params, *tokenize(tokenizer, prompts, max_length)))
+
+
+def qwen_tokenizer(folder: str | os.PathLike):
+    """The tokenizer of transformers in `folder`, with its chat template.
+
+    Raises:
+      InputError: none there, or one without a template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds for a folder that it cannot use
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"tokenizer: cannot be read from {folder} ({reason})") from None
+    _require_template(tokenizer)
+    return tokenizer
 
 
 def tokenize(tokenizer, prompts: Sequence[str], max_length: int = 512) -> tuple[np.ndarray, np.ndarray]:
@@ -23,8 +85,7 @@ def tokenize(tokenizer, prompts: Sequence[str], max_length: int = 512) -> tuple[
     Raises:
       InputError: the tokenizer has no chat template.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError("the tokenizer has no chat template: give the tokenizer folder that came with Z-Image")
+    _require_template(tokenizer)
     messages = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
@@ -41,3 +102,8 @@ def tokenize(tokenizer, prompts: Sequence[str], max_length: int = 512) -> tuple[
         return_tensors="np",
     )
     return out["input_ids"].astype(np.int32), out["attention_mask"].astype(bool)
+
+
+def _require_template(tokenizer) -> None:
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("the tokenizer has no chat template: give the tokenizer folder that came with Z-Image")

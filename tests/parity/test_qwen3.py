@@ -13,11 +13,12 @@ diffusers = pytest.importorskip("diffusers")
 
 from didr_jax.models.qwen3 import Layer, Qwen3, Qwen3Config  # noqa: E402
 from didr_jax.models.rotary import rotary_table  # noqa: E402
-from didr_jax.text.qwen import tokenize  # noqa: E402
+from didr_jax.text.qwen import qwen_tokenizer, tokenize  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.engine import read_tensors, to_flax, to_torch, write_safetensors  # noqa: E402
 from didr_jax.weights.qwen3 import qwen3_table  # noqa: E402
 from tests.parity.oracle import QUICK, assert_close, randomise  # noqa: E402
+from tests.parity.vocabularies import chat_tokenizer  # noqa: E402
 
 CONFIG = dict(
     vocab_size=60, hidden_size=40, intermediate_size=56, num_hidden_layers=3, num_attention_heads=6,
@@ -129,27 +130,13 @@ def test_unsupported_config_is_refused_by_name(folder, change, named):
 
 # --- Prompts ---------------------------------------------------------------------------------------
 
-TEMPLATE = (
-    "{% for m in messages %}<s> {{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
-    "{% if add_generation_prompt %}<s> assistant{% endif %}{% if not enable_thinking %} <think>{% endif %}"
-)
 PROMPTS = ["a red cat on a mat", "", "mat " * 40]
-
-
-def make_tokenizer(side):
-    words = "<pad> <s> </s> <think> user assistant a red cat on mat".split()
-    model = pytest.importorskip("tokenizers").models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>")
-    fast = pytest.importorskip("tokenizers").Tokenizer(model)
-    fast.pre_tokenizer = pytest.importorskip("tokenizers").pre_tokenizers.WhitespaceSplit()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=fast, pad_token="<pad>", chat_template=TEMPLATE, padding_side=side
-    )
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_prompts_are_encoded_as_the_pipeline_does(oracle, folder, side):
     """Whichever side the tokenizer pads, ours pads right: rotary positions are relative, so features agree."""
-    tokenizer = make_tokenizer(side)
+    tokenizer = chat_tokenizer(side)
     pipeline = diffusers.ZImagePipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae=None, text_encoder=oracle, tokenizer=tokenizer,
         transformer=None,
@@ -165,8 +152,14 @@ def test_prompts_are_encoded_as_the_pipeline_does(oracle, folder, side):
         assert_close(g[m], w)
 
 
+def test_a_folder_without_tokenizer_is_refused(tmp_path):
+    with pytest.raises(InputError, match=f"tokenizer: cannot be read from {tmp_path}") as error:
+        qwen_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_tokenizer_without_template_is_refused():
-    tokenizer = make_tokenizer("right")
+    tokenizer = chat_tokenizer("right")
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="chat template"):
         tokenize(tokenizer, ["a cat"])

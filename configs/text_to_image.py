@@ -1,0 +1,93 @@
+"""The knobs that all text-to-image recipes share, each once, with its meaning: a recipe sets what differs and adds its own."""
+
+import ml_collections
+
+from didr_jax.config import base
+
+
+def text_to_image() -> ml_collections.ConfigDict:
+    """The config without recipe, schedule, training numbers of `align`, and adapted layers."""
+    config = base()
+    config.stages = ("align",)
+
+    config.weights = ml_collections.ConfigDict()
+    config.weights.base = ""  # folder of the pipeline: reference, TA's start, text encoders, VAE
+    config.weights.generator = ""  # file or folder of the initial generator's weights; empty: the base's own
+    config.weights.generator_adapter = ""  # LoRA file that its adapters begin with, as --mode=export writes; empty: zero
+    config.weights.variant = ""  # of the files in the folders, e.g. fp16; empty: the plain ones
+
+    config.data = ml_collections.ConfigDict()
+    config.data.prompts = ""  # .txt, .jsonl, .csv, .tsv or .parquet
+    config.data.column = ""  # of a table; empty: prompt, caption or text
+    config.data.limit = 0  # use the first so many prompts; 0: all
+    config.data.cache = "~/.cache/didr_jax"  # where text embeddings are kept
+    config.data.dtype = "float16"  # of the embeddings on disk: float16 | bfloat16 | float32
+    config.data.batch_size = 32  # prompts embedded at once
+
+    config.image = ml_collections.ConfigDict()
+    config.image.height = 1024  # pixels
+    config.image.width = 1024
+
+    config.network = ml_collections.ConfigDict()
+    config.network.generator = "full"  # what is trained of it: full | lora
+    config.network.ta = "full"
+    config.network.generator_solver = "renoise"  # between its steps: renoise (LCM's and DMD2's) | ode (DDIM's, Euler's)
+    config.network.dtype = "bfloat16"  # of the networks' computation
+    config.network.param_dtype = "float32"  # of parameters that are trained in full
+    config.network.frozen_dtype = "bfloat16"  # of the networks' parameters that are not trained
+    config.network.vae_dtype = "float32"  # of the decoder; float16 overflows
+    config.network.remat = True  # recompute blocks in the backward pass instead of storing them
+    config.network.attention = "xla"  # to pixels: xla | cudnn (NVIDIA) | splash (TPU) | chunked
+    config.network.vae_attention = "chunked"  # one head of 512 channels: xla or chunked
+
+    config.lora = ml_collections.ConfigDict()
+    config.lora.rank = 32  # RTDMD, TDM-R1
+    config.lora.alpha = 64.0
+    config.lora.layers = ()  # expressions for the paths of adapted layers
+
+    config.rewards = rewards()
+
+    config.log.every = 10
+    config.checkpoint.every = 500
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.prompts = ""  # a prompt file; empty: the training one
+    config.eval.num = 16  # the first so many of its prompts
+    config.eval.batch_size = 4
+    config.eval.columns = 4  # of the picture grids
+    config.eval.seed = 1234  # of the evaluation's noise
+
+    config.sample = ml_collections.ConfigDict()
+    config.sample.num = 16  # images of --mode=sample, for the first prompts of eval.prompts
+    config.sample.seed = 0
+
+    config.export = ml_collections.ConfigDict()
+    config.export.dtype = "float16"  # of the files of --mode=export: float32 | float16 | bfloat16
+
+    config.score = ml_collections.ConfigDict()
+    config.score.images = ""  # folder of --mode=score
+    config.score.prompts = ""  # .jsonl, .csv or .tsv with an image name and a prompt a row
+    config.score.batch_size = 8
+    return config
+
+
+def rewards() -> ml_collections.ConfigDict:
+    """A reward is used if its weights are given; the mix sums weight * (r - centre)/spread (didr_jax.rewards)."""
+    section = ml_collections.ConfigDict()
+    section.hps = ""  # HPSv2.1: HPS_v2.1_compressed.pt, its tensors as safetensors, or a CLIP folder
+    section.pickscore = ""  # PickScore_v1 folder
+    section.imagereward = ""  # ImageReward.pt or safetensors
+    section.clipscore = ""  # a CLIP folder
+    section.aesthetic = ""  # sac+logos+ava1-l14-linearMSE.pth or safetensors
+    section.custom = ""  # module:function of your own
+    section.custom_differentiable = False  # made of jax operations; otherwise a black box
+    section.held_out = ("clipscore", "aesthetic")  # measured and never trained on
+    section.weights = ml_collections.ConfigDict(
+        dict(hps=1.0, pickscore=1.0, imagereward=1.0, clipscore=1.0, aesthetic=1.0, custom=1.0)
+    )
+    section.clip = ""  # OpenAI's ViT-L/14 folder, through which aesthetic looks
+    section.clip_tokenizer = ""  # a folder; empty: the reward's own, or the pipeline's
+    section.bert_tokenizer = ""  # bert-base-uncased folder, for imagereward
+    section.dtype = "float32"  # of the rewards' computation
+    section.remat = True  # recompute the image towers' blocks in the backward pass
+    return section
