@@ -21,6 +21,7 @@ MACHINES = flags.DEFINE_list(
      "h100:1", "h100:8", "h200:1", "h200:8"],
     "as config.compile.topology",
 )  # fmt: skip
+BATCH = flags.DEFINE_integer("batch", 128, "samples of a step")
 UTILISATION = flags.DEFINE_float("utilisation", 0.4, "of the peak")
 
 
@@ -33,6 +34,7 @@ def main(argv):
     for train in ("full", "lora"):
         config = importlib.import_module(f"configs.{CONFIG.value}").get_config()
         config.network.generator = config.network.ta = train
+        config.align.batch_size = BATCH.value
         config.compile.only_shapes, config.mesh.data, config.mesh.fsdp = True, 1, -1
         stage, operations = recipes.build(config).outline(), None
         for name in MACHINES.value:
