@@ -45,7 +45,8 @@ def main(argv):
             seconds = plan.step_seconds(UTILISATION.value)
             held, room = sum(plan.parts.values()) / GIB, machine.chip.memory / GIB
             rate = plan.batch_size / seconds
-            print(f"| {train} | {name} | {held:.1f} | {room:.0f} | {plan.micro_batches} | {seconds:.3g} | {rate:.3g} |", flush=True)
+            row = f"{held:.1f} | {room:.0f} | {plan.micro_batches} | {seconds:.3g} | {rate:.3g}"
+            print(f"| {train} | {name} | {row} |", flush=True)
         print(f"{train}: {operations / plan.batch_size / 1e12:.4g} TFLOP per image")
 
 

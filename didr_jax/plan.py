@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from didr_jax import flops
 from didr_jax.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, with_places
-from didr_jax.targets import GIB, Target
+from didr_jax.targets import Target
 from didr_jax.train import Stage
 from didr_jax.types import PyTree
 

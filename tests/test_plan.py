@@ -147,7 +147,8 @@ def size_of_tiny():
     from didr_jax.models.unet import UNet
     from didr_jax.models.unet_config import UNetConfig
 
-    unet, added = UNet(UNetConfig.from_json(TINY["unet"])), {"text_embeds": jnp.zeros((1, 20)), "time_ids": jnp.zeros((1, 6))}
+    unet = UNet(UNetConfig.from_json(TINY["unet"]))
+    added = {"text_embeds": jnp.zeros((1, 20)), "time_ids": jnp.zeros((1, 6))}
     init = lambda: unet.init(jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros((1, 1, 24)), added)
     return 4 * size(jax.eval_shape(init))
 
@@ -193,7 +194,10 @@ def test_machines_that_there_are_not(name, fragments):
         assert fragment in str(refused.value)
 
 
-@pytest.mark.parametrize("name, module, package", [("v5e:2x2", "libtpu", "jax[tpu]"), ("h100:8", "jax_cuda13_plugin", "jax[cuda13]")])
+@pytest.mark.parametrize(
+    "name, module, package",
+    [("v5e:2x2", "libtpu", "jax[tpu]"), ("h100:8", "jax_cuda13_plugin", "jax[cuda13]")],
+)
 def test_a_compiler_that_is_not_installed_is_named(name, module, package):
     if importlib.util.find_spec(module):
         pytest.skip(f"{module} is installed")
