@@ -29,7 +29,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.dtype = "bfloat16"
 
     config.network.generator_steps = 1  # 1 to 8, at the times that ZImagePipeline visits
-    config.network.generator_solver = "ode"  # its sampler
     config.network.generator = "lora"
     config.network.ta = "lora"
     config.lora.layers = (r"attention/to_(q|k|v|out)$",)
