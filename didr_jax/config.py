@@ -99,6 +99,7 @@ def base() -> ml_collections.ConfigDict:
             tensorboard=False,  # write TensorBoard event files beside metrics.jsonl
             service="",  # send the figures to a tracking service as well: wandb | trackio
             project="didr_jax",  # the service's name for a group of runs
+            peak_tflops=0.0,  # of one device, for the log's utilisation; 0: that of a chip in didr_jax.targets, if it is one
         ),
         checkpoint=_section(
             every=100,  # steps between saves
@@ -144,7 +145,9 @@ def base() -> ml_collections.ConfigDict:
 
 
 # What may change between a run and its resumption: these do not touch what is trained.
-RESUMABLE = ("log", "checkpoint", "eval", "sample", "export", "score", "watch", "profile", "mesh", "distributed", "compile", "compiler")
+RESUMABLE = (
+    "log", "checkpoint", "eval", "sample", "export", "score", "watch", "profile", "mesh", "distributed", "compile", "compiler",
+)  # fmt: skip
 
 
 def _resumable(key: str) -> bool:
@@ -212,6 +215,7 @@ def validate(config) -> None:
     _require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "must be at least 1")
     _require(config.checkpoint.keep_every >= 0, "checkpoint.keep_every", config.checkpoint.keep_every, "must be 0 or more")
     require_choice("checkpoint.best_mode", config.checkpoint.best_mode, ("max", "min"))
+    _require(config.log.peak_tflops >= 0, "log.peak_tflops", config.log.peak_tflops, "must not be negative")
     require_choice("log.service", config.log.service, ("", "wandb", "trackio"))
     _require(config.watch.patience >= 1, "watch.patience", config.watch.patience, "must be at least 1")
     require_choice("profile.stage", config.profile.stage, ("", *config.stages))

@@ -102,12 +102,16 @@ class RunLog:
 
 
 class Progress:
-    """Rate and time to go of one stage, printed and logged with its metrics."""
+    """Rate and time to go of one stage, printed and logged with its metrics.
+
+    `least`: seconds that a step takes at the devices' peak, if that is known; utilisation is measured by it.
+    """
 
     def __init__(self, log: RunLog, label: str, stage: str, first: int, total: int, batch_size: int):
         self._log, self._label, self._stage = log, label, stage
         self._first, self._total, self._batch_size = first, total, batch_size
         self._origin = None
+        self.least = None
 
     def started(self, step: int) -> None:
         """Marks the end of compilation, from which the rate is counted."""
@@ -120,10 +124,12 @@ class Progress:
         eta = (self._total - step) / max(rate, 1e-9)
         figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         speed = f"{images:,.0f} img/s  {1000 / max(rate, 1e-9):.3g} ms/step  ETA {_clock(eta)}"
+        speed += f"  {rate * self.least:.1%} of peak" if self.least else ""
         self._log.say(
             f"{self._label}  {step:>5}/{self._total}  {seen:,} img  {speed if step > self._first else 'compiled'}  {figures}"
         )
         seen = {"images_seen": seen, "images_per_second": round(images, 2)}
+        seen |= {"utilisation": round(rate * self.least, 4)} if self.least and step > self._first else {}
         self._log.write(self._stage, step, metrics | seen)
 
 

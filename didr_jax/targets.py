@@ -98,6 +98,16 @@ def target(name: str) -> Target:
     return Target(name, CHIPS[kind], math.prod(map(int, shape.split("x"))), lambda: make(name, kind, shape), options)
 
 
+def peak_here(tflops: float) -> float | None:
+    """Peak of all devices of this run, operations per second; `tflops`: of one device, or 0: that of a known chip.
+
+    None: not known.
+    """
+    chip = next((chip for chip in CHIPS.values() if chip.kind == jax.devices()[0].device_kind), None)
+    each = tflops * 1e12 or (chip and chip.peak)
+    return each and each * jax.device_count()
+
+
 def _tpus(name: str, kind: str, shape: str) -> Sequence[Any]:
     from jax.experimental import topologies
 

@@ -12,14 +12,15 @@ from typing import Any, Callable
 
 import jax
 import numpy as np
-
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from didr_jax import flops
 from didr_jax.checkpoint import Checkpoints, code_version
 from didr_jax.exits import NotFinite, Preempted, StopRequest
 from didr_jax.metrics import Progress, RunLog
 from didr_jax.parallel import check_batches, create, make_mesh, put, put_batch, settle, shardings, with_places
 from didr_jax.profiling import ProfileWindow
+from didr_jax.targets import peak_here
 from didr_jax.types import InputError, PyTree
 from didr_jax.watch import diagnosis, write_stopped
 
@@ -160,6 +161,8 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
     for step in range(first, stage.steps):
         window.before(step - first, state)
         batch = put_batch(stage.batch(step), run.mesh, stage.batch_axis)
+        if step == first and (peak := peak_here(config.log.peak_tflops)):
+            progress.least = flops.count_jaxpr(step_fn.trace(state, frozen, batch).jaxpr.jaxpr) / peak
         state, metrics = settle(step_fn(state, frozen, batch))
         done, last = step + 1, step + 1 == stage.steps
         trouble = look(*previous) if previous else None

@@ -36,14 +36,17 @@ SHORT = {
 def test_a_short_run_trains_reports_and_is_not_redone(name, tmp_path):
     few = [f"--config.{stage}.steps=6" for stage in SHORT[name]]
     few += ["--config.eval.samples=200", "--config.log.every=3", "--config.checkpoint.every=4"]
+    few += ["--config.log.peak_tflops=0.05"]
     first = run(name, tmp_path, *few)
-    assert "ETA" in first and "img/s" in first
+    assert "ETA" in first and "img/s" in first and "% of peak" in first
     rows = summary(tmp_path)
     assert len({tuple(row) for row in rows.values()}) == 1, "every model has every figure"
     assert np.isfinite([list(row.values()) for row in rows.values()]).all()
     for stage in SHORT[name]:
         steps = [line["step"] for line in read_metrics(tmp_path) if line["stage"] == stage]
         assert steps == [1, 3, 6]
+        shares = [line["utilisation"] for line in read_metrics(tmp_path) if line["stage"] == stage and line["step"] > 1]
+        assert all(0 < share < 20 for share in shares)  # whatever this machine's real peak is
         assert os.path.exists(tmp_path / f"curves_{stage}.png")
 
     again = run(name, tmp_path, *few)
