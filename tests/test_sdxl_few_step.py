@@ -9,8 +9,8 @@ diffusers = pytest.importorskip("diffusers")
 
 from configs import sdxl  # noqa: E402
 from didr_jax.recipes.stable_diffusion import stable_diffusion  # noqa: E402
-from didr_jax.recipes.text_to_image import TextToImage  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
+from tests import text_to_image_runs as runs  # noqa: E402
 from tests import tiny_pipeline as tiny  # noqa: E402
 from tests.parity.oracle import assert_close  # noqa: E402
 
@@ -24,9 +24,7 @@ def inputs(tmp_path_factory):
 
 
 def task_of(settings, **more):
-    config = sdxl.get_config()
-    config.update_from_flattened_dict(settings | {"network.generator_timesteps": TIMESTEPS} | more)
-    return TextToImage(config, stable_diffusion)
+    return runs.task_of(sdxl, stable_diffusion, settings | {"network.generator_timesteps": TIMESTEPS} | more)
 
 
 @pytest.mark.parametrize(
@@ -62,15 +60,7 @@ def test_four_steps_are_those_of_diffusers(inputs, solver, scheduler):
 
 @pytest.mark.slow
 def test_a_four_step_generator_trains(inputs):
-    task = task_of(inputs[1])
-    task.check("train")
-    stage = task.align({})
-    state = jax.jit(stage.init)()
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    state, metrics = jax.jit(stage.step, donate_argnums=0, compiler_options=options)(state, stage.frozen, stage.batch(0))
-    assert metrics["skipped"] == 0 and all(np.isfinite(value) for value in metrics.values())
-    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), state.generator, task.start("generator"))
-    assert np.mean(jax.tree.leaves(moved)) > 0.9
+    runs.assert_trains(task_of(inputs[1]))
 
 
 @pytest.mark.parametrize(

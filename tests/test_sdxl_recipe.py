@@ -1,10 +1,7 @@
 """SDXL end to end, at tiny size: a diffusers pipeline in, trained by run.py, a UNet that diffusers runs out."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +14,16 @@ diffusers = pytest.importorskip("diffusers")
 from configs import sd15, sdxl  # noqa: E402
 from didr_jax import recipes  # noqa: E402
 from didr_jax.cli import _check  # noqa: E402
-from didr_jax.config import validate  # noqa: E402
 from didr_jax.metrics import read_metrics  # noqa: E402
 from didr_jax.recipes.stable_diffusion import stable_diffusion  # noqa: E402
 from didr_jax.recipes.text_to_image import TextToImage  # noqa: E402
 from didr_jax.recipes.text_to_image_report import ADAPTER, WEIGHTS, Judge, export  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.engine import read_tensors, write_safetensors  # noqa: E402
+from tests import text_to_image_runs as runs  # noqa: E402
 from tests import tiny_pipeline as tiny  # noqa: E402
 from tests.parity.oracle import assert_close, nchw  # noqa: E402
 
-REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# Each program runs a few times: it is compiled in haste, and once for all processes.
-HASTE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 LORA = {"network.generator": "lora", "network.ta": "lora", "lora.rank": 2, "lora.alpha": 6.0}
 
 
@@ -40,27 +34,19 @@ def inputs(tmp_path_factory):
 
 
 def config_of(settings, module=sdxl, **more):
-    config = module.get_config()
-    config.update_from_flattened_dict(settings | {key.replace("__", "."): value for key, value in more.items()})
-    return config
+    return runs.config_of(module, settings | {key.replace("__", "."): value for key, value in more.items()})
 
 
 def task_of(settings, **more):
     return TextToImage(config_of(settings, **more), stable_diffusion)
 
 
-def run(settings, workdir, cache, *arguments, devices=1):
-    flags = HASTE | {"xla_force_host_platform_device_count": devices}
-    environment = os.environ | {
-        "XLA_FLAGS": " ".join(f"--{flag}={str(value).lower()}" for flag, value in flags.items()),
-        "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    knobs = [f"--config.{key}={value}" for key, value in settings.items()]
-    command = [sys.executable, "run.py", "--config=configs/sdxl.py", f"--workdir={workdir}", *knobs, *arguments]
-    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=900, env=environment)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+def run(settings, workdir, cache, *arguments, **more):
+    return runs.run("sdxl", settings, workdir, *arguments, cache=cache, **more).stdout
+
+
+def refused(settings, mode="train"):
+    return runs.refusal(config_of(settings), mode)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +124,7 @@ def test_adapters_train_on_a_frozen_base_and_export_merged_and_alone(inputs, tmp
         lora__layers=("attn[12]/to_(q|k|v|out)$", "ff/proj_in$"),
     )  # fmt: skip
     task.check("train")
-    state, metrics, untouched = one_step(task, steps=2)
+    state, metrics, untouched = runs.train(task, steps=2)
     assert untouched
     mixed = -2 * (metrics["reward/hps"] - 28.98) / 4.91 + metrics["reward/custom"]
     np.testing.assert_allclose(metrics["reward"], mixed, rtol=1e-5)
@@ -172,37 +158,19 @@ class Silent:
         pass
 
 
-def one_step(task, steps=1):
-    """Trains in this process: (state, metrics of the last step, whether what is frozen kept every bit)."""
-    stage = task.align({})
-    before = jax.tree.map(np.array, stage.frozen)
-    state = jax.jit(stage.init)()
-    step = jax.jit(stage.step, donate_argnums=0, compiler_options=HASTE)
-    for i in range(steps):
-        state, metrics = step(state, stage.frozen, stage.batch(i))
-    same = jax.tree.map(lambda a, b: a.tobytes() == np.asarray(b).tobytes(), before, stage.frozen)
-    return state, jax.tree.map(float, metrics), jax.tree.all(same)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["di", "dipp", "distar", "sim", "dmd2", "didr"])
 def test_every_objective_takes_a_step(inputs, objective):
-    task = task_of(inputs[1], align__objective=objective)
-    task.check("train")
-    state, metrics, untouched = one_step(task)
-    assert untouched and metrics["skipped"] == 0 and all(np.isfinite(value) for value in metrics.values())
-    for who, trained in (("generator", state.generator), ("ta", state.ta)):
-        moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), trained, task.start(who))
-        assert np.mean(jax.tree.leaves(moved)) > 0.9
+    runs.assert_trains(task_of(inputs[1], align__objective=objective))
 
 
 @pytest.mark.slow
 def test_half_precision_and_rematerialisation_follow_full_precision(inputs):
     """The precisions that configs/sdxl.py sets, on the same noise."""
-    _, full, _ = one_step(task_of(inputs[1]))
+    _, full, _ = runs.train(task_of(inputs[1]))
     half = {"network.dtype": "bfloat16", "network.frozen_dtype": "bfloat16", "data.dtype": "float16"}
     task = task_of(inputs[1] | half | {"network.remat": True, "rewards.remat": True})
-    state, metrics, untouched = one_step(task)
+    state, metrics, untouched = runs.train(task)
     assert untouched and metrics["skipped"] == 0
     assert {leaf.dtype for leaf in jax.tree.leaves(state.generator)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(task.frozen()["base"])} == {jnp.dtype("bfloat16")}
@@ -277,15 +245,6 @@ def test_a_black_box_selects_the_estimator_that_needs_no_gradient(inputs):
 
 
 # -------------------------------------------------------------------------------------------- errors
-
-
-def refused(settings, mode="train"):
-    config = config_of(settings)
-    with pytest.raises(InputError) as error:
-        validate(config)
-        _check(recipes.build(config), config, mode)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("part", ["unet/config.json", "vae", "text_encoder_2", "tokenizer"])

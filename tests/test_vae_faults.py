@@ -12,18 +12,14 @@ pytest.importorskip("diffusers")
 
 from configs import sdxl
 from didr_jax.recipes.stable_diffusion import stable_diffusion
-from didr_jax.recipes.text_to_image import TextToImage
+from tests import text_to_image_runs as runs
 from tests import tiny_pipeline as tiny
-
-HASTE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_an_image_that_is_not_finite_costs_its_own_reward_and_nothing_else(tmp_path_factory, bad):
     _, settings = tiny.settings(tmp_path_factory.mktemp("sdxl"))
-    config = sdxl.get_config()
-    config.update_from_flattened_dict(settings)
 
     def first_image_bad(backbone):
         def decode(params, x0):
@@ -32,10 +28,10 @@ def test_an_image_that_is_not_finite_costs_its_own_reward_and_nothing_else(tmp_p
 
         return dataclasses.replace(backbone, decode=decode)
 
-    task = TextToImage(config, lambda config: first_image_bad(stable_diffusion(config)))
+    task = runs.task_of(sdxl, lambda config: first_image_bad(stable_diffusion(config)), settings)
     stage = task.align({})
     before = jax.jit(stage.init)()
-    step = jax.jit(stage.step, compiler_options=HASTE)
+    step = jax.jit(stage.step, compiler_options=runs.HASTE)
     after, metrics = step(before, stage.frozen, stage.batch(0))
     assert metrics["reward/dropped"] == 1 and metrics["skipped"] == 0
     assert metrics["tilt"] > 0 and np.isfinite(metrics["reward"])  # of the other sample

@@ -1,10 +1,7 @@
 """Z-Image end to end, at tiny size: a diffusers pipeline in, trained by run.py, a transformer that diffusers runs out."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +15,15 @@ diffusers = pytest.importorskip("diffusers")
 from configs import zimage as config_file  # noqa: E402
 from didr_jax import lora, recipes  # noqa: E402
 from didr_jax.cli import _check  # noqa: E402
-from didr_jax.config import validate  # noqa: E402
 from didr_jax.metrics import read_metrics  # noqa: E402
-from didr_jax.recipes.text_to_image import TextToImage  # noqa: E402
 from didr_jax.recipes.text_to_image_report import ADAPTER  # noqa: E402
 from didr_jax.recipes.zimage import zimage  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.engine import read_tensors, write_safetensors  # noqa: E402
+from tests import text_to_image_runs as runs  # noqa: E402
 from tests import tiny_zimage as tiny  # noqa: E402
 from tests.parity.oracle import assert_close, nchw  # noqa: E402
 
-REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# Each program runs a few times: it is compiled in haste.
-HASTE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 FULL = {"network.generator": "full", "network.ta": "full", "align.generator_optimizer.lr": 1e-3}
 SHARED = {"weights.generator": ""}
 
@@ -42,28 +35,19 @@ def inputs(tmp_path_factory):
 
 
 def config_of(settings):
-    config = config_file.get_config()
-    config.update_from_flattened_dict(settings)
-    return config
+    return runs.config_of(config_file, settings)
 
 
 def task_of(settings):
-    return TextToImage(config_of(settings), zimage)
-
-
-def start_run(settings, workdir, *arguments, devices=1):
-    flags = HASTE | {"xla_force_host_platform_device_count": devices}
-    flags = " ".join(f"--{flag}={str(value).lower()}" for flag, value in flags.items())
-    knobs = [f"--config.{key}={value}" for key, value in settings.items()]
-    command = [sys.executable, "run.py", "--config=configs/zimage.py", f"--workdir={workdir}", *knobs, *arguments]
-    environment = os.environ | {"XLA_FLAGS": flags, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=900, env=environment)
+    return runs.task_of(config_file, zimage, settings)
 
 
 def run(*arguments, **more):
-    result = start_run(*arguments, **more)
-    assert result.returncode == 0, result.stderr
-    return result
+    return runs.run("zimage", *arguments, **more)
+
+
+def refused(settings, mode="train"):
+    return runs.refusal(config_of(settings), mode)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +103,7 @@ def test_diffusers_runs_the_export_and_gets_our_image(inputs, trained):
     task = task_of(settings | FULL | {"weights.generator": str(folder)})
     keys = [jax.random.fold_in(jax.random.key(task.config.eval.seed), i) for i in range(3)]
     noise = np.stack([jax.random.normal(key, task.backbone.event_shape) for key in keys])
-    generate = jax.jit(task.generate, compiler_options=HASTE)
+    generate = jax.jit(task.generate, compiler_options=runs.HASTE)
     latents = generate(task.backbone.load("generator", "float32"), None, noise, task.table(tiny.PROMPTS[:3]))
     assert_close(latents, images_of(client, noise, "latent").numpy().transpose(0, 2, 3, 1), what="latents")
 
@@ -141,18 +125,6 @@ def test_training_can_begin_with_exported_adapters(inputs, trained):
 
 
 # ------------------------------------------------------------------------------- parts of the recipe
-
-
-def one_step(task, steps=1):
-    """Trains in this process: (state, metrics of the last step, whether what is frozen kept every bit)."""
-    stage = task.align({})
-    before = jax.tree.map(np.array, stage.frozen)
-    state = jax.jit(stage.init)()
-    step = jax.jit(stage.step, compiler_options=HASTE)
-    for i in range(steps):
-        state, metrics = step(state, stage.frozen, stage.batch(i))
-    same = jax.tree.map(lambda a, b: a.tobytes() == np.asarray(b).tobytes(), before, stage.frozen)
-    return state, jax.tree.map(float, metrics), jax.tree.all(same)
 
 
 def test_captions_are_ragged_rows_of_the_table(inputs):
@@ -180,7 +152,7 @@ def test_one_shared_base_trains_as_three_copies_do(inputs, tmp_path):
         frozen = task.frozen()
         assert {name for name in ("base", "generator") if name in frozen} == networks
         assert task.judged().keys() & {"base", "generator"} == ({"base"} if generator == "" else {"generator"})
-        states.append((task, *one_step(task)))
+        states.append((task, *runs.train(task)))
     (task, shared, metrics, untouched), (_, apart, _, also) = states
     assert untouched and also and metrics["skipped"] == 0
     for who in ("generator", "ta"):
@@ -194,13 +166,7 @@ def test_one_shared_base_trains_as_three_copies_do(inputs, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["di", "dipp", "distar", "sim", "dmd2", "didr"])
 def test_every_objective_trains_all_of_both_networks(inputs, objective):
-    task = task_of(inputs[1] | FULL | {"align.objective": objective})
-    task.check("train")
-    state, metrics, untouched = one_step(task)
-    assert untouched and metrics["skipped"] == 0 and all(np.isfinite(value) for value in metrics.values())
-    for who, trained in (("generator", state.generator), ("ta", state.ta)):
-        moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), trained, task.start(who))
-        assert np.mean(jax.tree.leaves(moved)) > 0.9
+    runs.assert_trains(task_of(inputs[1] | FULL | {"align.objective": objective}))
 
 
 @pytest.mark.slow
@@ -208,7 +174,7 @@ def test_every_objective_trains_all_of_both_networks(inputs, objective):
 def test_a_four_step_generator_trains(inputs, solver):
     task = task_of(inputs[1] | SHARED | {"network.generator_steps": 4, "network.generator_solver": solver})
     task.check("train")
-    state, metrics, untouched = one_step(task, steps=2)
+    state, metrics, untouched = runs.train(task, steps=2)
     assert untouched and metrics["skipped"] == 0 and all(np.isfinite(value) for value in metrics.values())
     assert all(np.any(leaf) for leaf in jax.tree.leaves((state.generator, state.ta)))
 
@@ -217,11 +183,11 @@ def test_a_four_step_generator_trains(inputs, solver):
 def test_half_precision_rematerialisation_and_unrolling_follow_full_precision(inputs, tmp_path):
     """The precisions that configs/zimage.py sets, on the same noise, with a reward network; then flat loops."""
     settings = inputs[1] | tiny.save_hps(tmp_path) | {"rewards.custom": "", "rewards.remat": False, "align.ta_updates": 2}
-    _, exact, _ = one_step(task_of(settings))
-    _, flat, _ = one_step(task_of(settings | {"unroll": True}))
+    _, exact, _ = runs.train(task_of(settings))
+    _, flat, _ = runs.train(task_of(settings | {"unroll": True}))
     half = {"network.dtype": "bfloat16", "network.frozen_dtype": "bfloat16", "data.dtype": "bfloat16"}
     task = task_of(settings | half | {"data.encoder_dtype": "bfloat16", "network.remat": True, "rewards.remat": True})
-    state, metrics, untouched = one_step(task)
+    state, metrics, untouched = runs.train(task)
     assert untouched and metrics["skipped"] == 0
     assert {leaf.dtype for leaf in jax.tree.leaves(state.generator)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(task.frozen()["base"])} == {jnp.dtype("bfloat16")}
@@ -244,15 +210,6 @@ def test_two_devices_hold_half_of_the_parameters_each_and_compute_the_same(input
 
 
 # -------------------------------------------------------------------------------------------- errors
-
-
-def refused(settings, mode="train"):
-    config = config_of(settings)
-    with pytest.raises(InputError) as error:
-        validate(config)
-        _check(recipes.build(config), config, mode)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("part", ["transformer/config.json", "vae", "text_encoder", "tokenizer", "scheduler"])
@@ -333,7 +290,7 @@ def test_another_schedule_is_refused(inputs):
 
 
 def test_refusals_leave_with_code_2_and_one_line(inputs, tmp_path):
-    result = start_run(inputs[1] | {"image.width": 25}, tmp_path / "run")
+    result = runs.start_run("zimage", inputs[1] | {"image.width": 25}, tmp_path / "run")
     assert result.returncode == 2 and result.stderr.strip().count("\n") == 0
     assert "config.image.width = 25" in result.stderr and not (tmp_path / "run").exists()
 

@@ -1,0 +1,82 @@
+"""How the tests of text-to-image recipes run them: as a user does, in this process, and into refusals."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from didr_jax import recipes
+from didr_jax.cli import _check
+from didr_jax.config import validate
+from didr_jax.recipes.text_to_image import TextToImage
+from didr_jax.types import InputError
+
+REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# Each program runs a few times: it is compiled in haste.
+HASTE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+def config_of(module, settings):
+    """The config of a file in `configs/` with `{key: value}` set."""
+    config = module.get_config()
+    config.update_from_flattened_dict(settings)
+    return config
+
+
+def task_of(module, make_backbone, settings):
+    return TextToImage(config_of(module, settings), make_backbone)
+
+
+def start_run(name, settings, workdir, *arguments, devices=1, cache=None):
+    """`run.py --config=configs/NAME.py` with `settings`, whatever comes of it."""
+    flags = HASTE | {"xla_force_host_platform_device_count": devices}
+    environment = os.environ | {
+        "XLA_FLAGS": " ".join(f"--{flag}={str(value).lower()}" for flag, value in flags.items()), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    if cache is not None:
+        environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    knobs = [f"--config.{key}={value}" for key, value in settings.items()]
+    command = [sys.executable, "run.py", f"--config=configs/{name}.py", f"--workdir={workdir}", *knobs, *arguments]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=900, env=environment)
+
+
+def run(*arguments, **more):
+    """A run that shall succeed."""
+    result = start_run(*arguments, **more)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def train(task, steps=1):
+    """Trains in this process: (state, metrics of the last step, whether what is frozen kept every bit)."""
+    stage = task.align({})
+    before = jax.tree.map(np.array, stage.frozen)
+    state = jax.jit(stage.init)()
+    step = jax.jit(stage.step, compiler_options=HASTE)
+    for i in range(steps):
+        state, metrics = step(state, stage.frozen, stage.batch(i))
+    same = jax.tree.map(lambda a, b: a.tobytes() == np.asarray(b).tobytes(), before, stage.frozen)
+    return state, jax.tree.map(float, metrics), jax.tree.all(same)
+
+
+def assert_trains(task, steps=1):
+    """A step moves nearly every leaf of both networks and nothing else, to finite values."""
+    task.check("train")
+    state, metrics, untouched = train(task, steps)
+    assert untouched and metrics["skipped"] == 0 and all(np.isfinite(value) for value in metrics.values())
+    for who, trained in (("generator", state.generator), ("ta", state.ta)):
+        moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), trained, task.start(who))
+        assert np.mean(jax.tree.leaves(moved)) > 0.9
+    return state
+
+
+def refusal(config, mode="train"):
+    """The one line with which a config is refused."""
+    with pytest.raises(InputError) as error:
+        validate(config)
+        _check(recipes.build(config), config, mode)
+    assert "\n" not in str(error.value)
+    return str(error.value)
