@@ -110,7 +110,7 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
         try:
             memory = traced.lower().compile(compiler_options=dict(machine.options)).memory_analysis()
         except jax.errors.JaxRuntimeError as error:
-            refused, needed = _refusal(str(error))
+            refused, needed = _refusal(str(error), sum(parts.values()))
             if not refused:
                 raise
             found = dict(refused=refused, needed=needed, temporaries=needed and needed - sum(parts.values()))
@@ -150,12 +150,15 @@ def bytes_per_device(tree: PyTree) -> int:
     return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
-def _refusal(message: str) -> tuple[str, int | None]:
-    """(the compiler's sentence, bytes it wanted) if it refused a program for its size."""
+def _refusal(message: str, held: int = 0) -> tuple[str, int | None]:
+    """(the compiler's sentence, bytes it wanted) if it refused a program that holds `held` bytes for its size."""
     if "RESOURCE_EXHAUSTED" not in message:
         return "", None
     line = " ".join(message.split())
-    wanted = re.search(r"Used ([\d.]+)([KMGT]) of", line)
-    size = wanted and int(float(wanted[1]) * 2 ** (10 * (1 + "KMGT".index(wanted[2]))))
+    in_bytes = lambda found: int(float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2]))))
+    if temporaries := re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", line):
+        size = held + in_bytes(temporaries)
+    else:
+        size = (used := re.search(r"Used ([\d.]+)([KMGT]) of", line)) and in_bytes(used)
     sentence = re.search(r"(Ran out of memory[^.]*\.(?:[^.]*\d\.\d[^.]*)*)", line)
     return (sentence[1] if sentence else line)[:300], size

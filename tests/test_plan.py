@@ -180,6 +180,12 @@ def test_what_a_compiler_says_of_a_program_that_is_too_large():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 23.51G of 15.75G hbm. Exceeds by 7.76G."
     said, wanted = plan._refusal(message)
     assert said.startswith("Ran out of memory") and wanted == pytest.approx(23.51 * targets.GIB)
+    message = (  # what libtpu 0.0.42 said of Z-Image on v6e:4x4
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (89.21G) exceeds "
+        "available HBM (31.25G)"
+    )
+    said, wanted = plan._refusal(message, held=2 * targets.GIB)
+    assert said.startswith("Ran out of memory") and wanted == pytest.approx(91.21 * targets.GIB)
     assert plan._refusal("INTERNAL: something else") == ("", None)
 
 
