@@ -34,7 +34,7 @@ def gradient_of_reward(config, num_steps: int, remat: bool):
     from didr_jax.diffusion import to_x0
     from didr_jax.recipes.reward_mix import outline_mix
     from didr_jax.recipes.stable_diffusion import stable_diffusion
-    from didr_jax.recipes.text_to_image import cast
+    from didr_jax.recipes.backbone import cast
     from didr_jax.sampling import denoise
 
     backbone, mix = stable_diffusion(config), outline_mix("didr", config.rewards)

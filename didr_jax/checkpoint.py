@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from didr_jax.exits import CannotSave
-from didr_jax.parallel import path_of, settle, with_places
+from didr_jax.parallel import path_of, settle
 from didr_jax.startup import first, on_first
 from didr_jax.types import Array, InputError, PyTree
 
@@ -242,12 +242,3 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception):
                 self._manager.close()
-
-
-def abstract(init, places=None):
-    """Shapes and dtypes of what `init()` makes, without making it, placed by a pytree of shardings."""
-    shapes = jax.eval_shape(init)
-    if places is None:
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        places = jax.tree.map(lambda _: here, shapes)
-    return with_places(shapes, places)

@@ -106,7 +106,7 @@ class FewStep:
 
     def train(self, network: Network, params: PyTree, z: Array, i: Array) -> Array:
         """x0_i `[b, *event]` of step i; its gradient is that of the i-th evaluation alone."""
-        return self._run(network, params, z, 0 if len(self.times) == 1 else i)
+        return self._run(network, params, z, i)
 
     def _run(self, network: Network, params: PyTree, z: Array, last) -> Array:
         if len(self.times) == 1:

@@ -35,11 +35,11 @@ class Plan:
       mesh: {axis: size}.
       batch_size, micro_batches: of the stage.
       parts: {name: bytes per device} of all that lives between steps.
+      flops: operations per step, over all devices; recomputation included.
       padding: bytes per device by which the compiler's layouts enlarge the parts.
       temporaries: bytes per device beside the parts; None: not known.
       needed: bytes per device in all; None: not known.
       refused: what the compiler said if the program is too large for it; empty: it did not.
-      flops: operations per step, over all devices; recomputation included.
       seconds: that the compiler took.
     """
 
@@ -48,12 +48,12 @@ class Plan:
     batch_size: int
     micro_batches: int
     parts: dict[str, int]
-    padding: int
-    temporaries: int | None
-    needed: int | None
-    refused: str
     flops: float
-    seconds: float
+    padding: int = 0
+    temporaries: int | None = None
+    needed: int | None = None
+    refused: str = ""
+    seconds: float = 0.0
 
     @property
     def fits(self) -> bool | None:
@@ -96,29 +96,28 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
     parts = {name: bytes_per_device(tree) for name, tree in _named(sizes).items()}
     fields = dict(
         machine=machine, mesh=dict(mesh.shape), batch_size=stage.batch_size,
-        micro_batches=config[stage.name].micro_batches, parts=parts, padding=0,
+        micro_batches=config[stage.name].micro_batches, parts=parts,
     )  # fmt: skip
-    unknown = dict(temporaries=None, needed=None, refused="", seconds=0.0)
     if only_shapes:
         nowhere = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
-        return Plan(**fields, **unknown, flops=operations or flops.count(stage.step, *nowhere))
+        return Plan(**fields, flops=operations or flops.count(stage.step, *nowhere))
 
     with jax.set_mesh(mesh):
         traced = stage.compiled(jax.tree.map(lambda a: a.sharding, state), mesh).trace(*arguments)
-        total = flops.count_jaxpr(traced.jaxpr.jaxpr)
-        start = time.perf_counter()
+        fields["flops"] = flops.count_jaxpr(traced.jaxpr.jaxpr)
+        held, start = sum(parts.values()), time.perf_counter()
         try:
             memory = traced.lower().compile(compiler_options=dict(machine.options)).memory_analysis()
         except jax.errors.JaxRuntimeError as error:
-            refused, needed = _refusal(str(error), sum(parts.values()))
+            refused, needed = _refusal(str(error), held)
             if not refused:
                 raise
-            found = dict(refused=refused, needed=needed, temporaries=needed and needed - sum(parts.values()))
-            return Plan(**fields | unknown | found | {"flops": total, "seconds": time.perf_counter() - start})
-    there = memory.argument_size_in_bytes
-    temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    found = dict(padding=max(there - sum(parts.values()), 0), temporaries=temporaries, needed=there + temporaries)
-    return Plan(**fields | unknown | found | {"flops": total, "seconds": time.perf_counter() - start})
+            found = dict(refused=refused, needed=needed, temporaries=needed and needed - held)
+        else:
+            there = memory.argument_size_in_bytes
+            temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+            found = dict(padding=max(there - held, 0), temporaries=temporaries, needed=there + temporaries)
+    return Plan(**fields, **found, seconds=time.perf_counter() - start)
 
 
 def _placed(stage: Stage, config, mesh) -> tuple[PyTree, PyTree, PyTree]:

@@ -81,8 +81,7 @@ def target(name: str) -> Target:
     """
     if not name:
         here = jax.devices()
-        known = {chip.kind: chip for chip in CHIPS.values()}
-        return Target("local", known.get(here[0].device_kind), len(here), lambda: here)
+        return Target("local", _chip_here(), len(here), lambda: here)
     kind, _, shape = name.partition(":")
     kind = "h100" if kind == "cuda" else kind
     rank = r"\d+" if kind in GPUS else r"\d+x\d+x\d+" if kind == "v5p" else r"\d+x\d+"
@@ -98,12 +97,17 @@ def target(name: str) -> Target:
     return Target(name, CHIPS[kind], math.prod(map(int, shape.split("x"))), lambda: make(name, kind, shape), options)
 
 
+def _chip_here() -> Chip | None:
+    """What the devices of this process are; None: unknown."""
+    return next((chip for chip in CHIPS.values() if chip.kind == jax.devices()[0].device_kind), None)
+
+
 def peak_here(tflops: float) -> float | None:
     """Peak of all devices of this run, operations per second; `tflops`: of one device, or 0: that of a known chip.
 
     None: not known.
     """
-    chip = next((chip for chip in CHIPS.values() if chip.kind == jax.devices()[0].device_kind), None)
+    chip = _chip_here()
     each = tflops * 1e12 or (chip and chip.peak)
     return each and each * jax.device_count()
 

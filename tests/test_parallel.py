@@ -78,8 +78,7 @@ PROGRAM = """
     import jax, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec as P
     from didr_jax import recipes
-    from didr_jax.checkpoint import abstract
-    from didr_jax.parallel import ROWS, make_mesh, path_of, shardings
+    from didr_jax.parallel import ROWS, make_mesh, path_of, shardings, with_places
     from tiny_runs import tiny
 
     def compiled(**overrides):
@@ -88,11 +87,11 @@ PROGRAM = """
         with jax.set_mesh(mesh):
             ta = recipes.build(config).stages["pretrain"]({}).init().ema
             stage = recipes.build(config).stages["distill"]({"pretrain": ta})
-            state = abstract(stage.init, shardings(jax.eval_shape(stage.init), config, mesh))
+            state = with_places(stage.shapes(), shardings(stage.shapes(), config, mesh))
             places = jax.tree.map(lambda a: a.sharding, state)
             spread = NamedSharding(mesh, P(None, ROWS))
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread), stage.batch(0))
-            step = jax.jit(stage.step, donate_argnums=0, out_shardings=(places, NamedSharding(mesh, P())))
+            step = stage.compiled(places, mesh)
             return step.lower(state, stage.frozen, batch).compile(), state
 
     whole, state = compiled(mesh__data=8)

@@ -159,8 +159,8 @@ def machine(name="v5e", size=16):
 
 def made(needed, refused="", **parts):
     return plan.Plan(
-        machine(), {"data": 16, "fsdp": 1, "tensor": 1}, 128, 1, parts or {"state ta": 2 * targets.GIB}, 0,
-        needed and needed - 2 * targets.GIB, needed, refused, 254e12 * 128, 1.0,
+        machine(), {"data": 16, "fsdp": 1, "tensor": 1}, 128, 1, parts or {"state ta": 2 * targets.GIB}, flops=254e12 * 128,
+        temporaries=needed and needed - 2 * targets.GIB, needed=needed, refused=refused, seconds=1.0,
     )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -170,20 +169,13 @@ def test_half_precision_and_rematerialisation_follow_full_precision(inputs):
     _, full, _ = runs.train(task_of(inputs[1]))
     half = {"network.dtype": "bfloat16", "network.frozen_dtype": "bfloat16", "data.dtype": "float16"}
     task = task_of(inputs[1] | half | {"network.remat": True, "rewards.remat": True})
-    state, metrics, untouched = runs.train(task)
-    assert untouched and metrics["skipped"] == 0
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.generator)} == {jnp.dtype("float32")}
-    assert {leaf.dtype for leaf in jax.tree.leaves(task.frozen()["base"])} == {jnp.dtype("bfloat16")}
-    for name in ("ta_loss", "gap", "reward/hps"):
-        assert metrics[name] == pytest.approx(full[name], rel=0.1), name
+    runs.assert_half_follows(task, full)
 
 
 @pytest.mark.slow
 def test_two_devices_hold_half_of_the_parameters_each_and_compute_the_same(inputs, trained, tmp_path):
     run(inputs[1] | {"mesh.fsdp": 2, "mesh.data": 1, "mesh.min_size": 64}, tmp_path, trained[1], devices=2)
-    alone, together = (read_metrics(str(workdir))[-1] for workdir in (trained[0], tmp_path))
-    for name in ("ta_loss", "gap", "reward", "grad_norm"):
-        assert together[name] == pytest.approx(alone[name], rel=1e-2), name
+    runs.assert_same_figures(trained[0], tmp_path)
 
 
 @pytest.mark.slow

@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from didr_jax import recipes
 from didr_jax.cli import _check
 from didr_jax.config import validate
+from didr_jax.metrics import read_metrics
 from didr_jax.recipes.text_to_image import TextToImage
 from didr_jax.types import InputError
 
@@ -71,6 +73,23 @@ def assert_trains(task, steps=1):
         moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), trained, task.start(who))
         assert np.mean(jax.tree.leaves(moved)) > 0.9
     return state
+
+
+def assert_half_follows(task, exact):
+    """The precisions that the configs set give the figures `exact` of full precision to bfloat16's digits."""
+    state, metrics, untouched = train(task)
+    assert untouched and metrics["skipped"] == 0
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.generator)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(task.frozen()["base"])} == {jnp.dtype("bfloat16")}
+    for name in ("ta_loss", "gap", "reward/hps"):
+        assert metrics[name] == pytest.approx(exact[name], rel=0.1), name
+
+
+def assert_same_figures(first, second):
+    """Two runs of one config ended with the same figures, to the order of sums."""
+    one, two = (read_metrics(str(workdir))[-1] for workdir in (first, second))
+    for name in ("ta_loss", "gap", "reward", "grad_norm"):
+        assert two[name] == pytest.approx(one[name], rel=1e-2), name
 
 
 def refusal(config, mode="train"):

@@ -78,3 +78,8 @@ class Backbone:
         """The parameters of a source in `dtype`, straight into their places."""
         dtype = jax.numpy.dtype(dtype)
         return to_flax(self.sources[source], self.table, self.shapes, dtype=dtype, shardings=shardings)
+
+
+def cast(shapes: PyTree, dtype) -> PyTree:
+    """Shapes of the same arrays in another dtype."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jax.numpy.dtype(dtype)), shapes)

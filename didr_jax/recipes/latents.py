@@ -12,6 +12,7 @@ from didr_jax.config import require_choice
 from didr_jax.models.attention import BACKENDS
 from didr_jax.models.published import PIPELINES
 from didr_jax.models.vae import AutoencoderKL, VAEConfig
+from didr_jax.recipes.backbone import cast
 from didr_jax.types import Array, InputError, PyTree
 from didr_jax.weights.engine import read_tensors, to_flax
 from didr_jax.weights.files import Tensors
@@ -79,8 +80,7 @@ def decoder(
     vae = AutoencoderKL(arch, backend=knobs.vae_attention, remat=knobs.remat, dtype=dtype)
 
     image = jax.ShapeDtypeStruct((1, image.height, image.width, 3), jnp.float32)
-    shapes = jax.eval_shape(vae.init, jax.random.key(0), image)["params"]
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), shapes)
+    shapes = cast(jax.eval_shape(vae.init, jax.random.key(0), image)["params"], dtype)
 
     def load():
         return to_flax(open_weights(config, base / "vae"), VAE_TABLE, shapes)

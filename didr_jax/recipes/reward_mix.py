@@ -61,22 +61,21 @@ def load_mix(section, clip_tokenizer: str | None) -> RewardMix | None:
     Raises:
       InputError: a weight of zero, weights or tokenizers that cannot be used.
     """
-    held_out = [name for name in section.held_out if section[name]]
-    models = {model.name: model for model in load_rewards(section, clip_tokenizer)}
-    return RewardMix(models, {n: section.weights[n] for n in models if n not in held_out}) if models else None
+    return _mix(section, {name: _options(section, name, clip_tokenizer) for name in chosen(section)})
 
 
 def outline_mix(objective: str, section) -> RewardMix | None:
     """The mix of a config as shapes, for plans: published architectures, whatever the paths.  HPSv2.1 alone if the
     objective needs a reward and none is chosen."""
     names = chosen(section) or (["hps"] if objective in REWARDED else [])
-    if not names:
-        return None
-    models = {}
-    for name in names:
-        options = _options(section, name, None) if name == "custom" else PUBLISHED[name] | _kinds(section)
-        models[name] = rewards.load(name, options)
-    return RewardMix(models, {n: section.weights[n] for n in names if n not in section.held_out})
+    published = lambda name: _options(section, name, None) if name == "custom" else PUBLISHED[name] | _kinds(section)
+    return _mix(section, {name: published(name) for name in names})
+
+
+def _mix(section, options: dict[str, dict]) -> RewardMix | None:
+    """The mix of the rewards with these loaders' arguments; those that are not held out are trained on."""
+    trained = {name: section.weights[name] for name in options if name not in section.held_out}
+    return rewards.load_mix(trained, [name for name in options if name not in trained], options) if options else None
 
 
 def require_reward(objective: str, section) -> None:

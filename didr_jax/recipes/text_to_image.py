@@ -26,7 +26,7 @@ from didr_jax.diffusion import to_x0
 from didr_jax.parallel import shardings
 from didr_jax.prompts import read_prompts
 from didr_jax.recipes import text_to_image_report as report
-from didr_jax.recipes.backbone import Backbone
+from didr_jax.recipes.backbone import Backbone, cast
 from didr_jax.recipes.reward_mix import chosen, resolve_estimator, load_mix, load_rewards, require_reward
 from didr_jax.rewards import finite_gradient, summarise
 from didr_jax.rewards.custom import try_out
@@ -88,12 +88,11 @@ class TextToImage:
         require_reward(config.align.objective, config.rewards)
         self.backbone.check()
         for who in ("generator", "ta"):
-            if config.network[who] == "lora":
-                jax.eval_shape(lambda who=who: self.start(who))
-        trial = [*self.prompts[:2], ""][:2]
+            self.start_shapes(who)
+        prompts = self.prompts
         if config.rewards.custom:
             size = config.image.height, config.image.width
-            try_out(config.rewards.custom, config.rewards.custom_differentiable, size, trial)
+            try_out(config.rewards.custom, config.rewards.custom_differentiable, size, [*prompts, ""][:2])
         resolve_estimator(config.align, self.mix)
         for line in self.backbone.warnings if first() else ():
             print(f"didr_jax: warning: {line}", file=sys.stderr, flush=True)
@@ -287,11 +286,6 @@ class TextToImage:
         score_folder(
             section.images, section.prompts, models, os.path.join(workdir, "scores.csv"), batch_size=section.batch_size
         )
-
-
-def cast(shapes: PyTree, dtype) -> PyTree:
-    """Shapes of the same arrays in another dtype."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.dtype(dtype)), shapes)
 
 
 def _require_path(key: str, value: str) -> None:
