@@ -22,6 +22,7 @@ STEPS = flags.DEFINE_list("steps", ["1", "2", "4"], "K, denoiser evaluations")
 SIZES = flags.DEFINE_list("sizes", ["512", "1024"], "pixels along each side")
 REMAT = flags.DEFINE_list("remat", ["yes", "no"], "recompute?")
 ATTENTION = flags.DEFINE_list("attention", ["xla"], "backends of attention to pixels")
+EFFORT = flags.DEFINE_float("effort", -1.0, "as config.compile.effort")
 VAE_DTYPE = flags.DEFINE_string("vae_dtype", "float32", "of the decoder")
 TINY = flags.DEFINE_bool("tiny", False, "a pipeline of a few thousand weights, at 64² and 128²")
 
@@ -61,7 +62,7 @@ def main(argv):
     from didr_jax.plan import _refusal
     from didr_jax.targets import GIB, target
 
-    machine = target(TOPOLOGY.value)
+    machine = target(TOPOLOGY.value, EFFORT.value)
     place = SingleDeviceSharding(machine.devices()[0])
     sizes = ["64", "128"] if TINY.value else SIZES.value
     print("| side | K | remat | attention | temporaries, GiB | compiled in, s |\n|--:|--:|---|---|--:|--:|")

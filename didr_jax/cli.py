@@ -7,7 +7,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from didr_jax import recipes
-from didr_jax.config import claim_workdir, flatten, nearest, validate
+from didr_jax.config import flatten, nearest, validate
 from didr_jax.exits import RunStopped
 from didr_jax.metrics import RunLog
 from didr_jax.parallel import to_host
@@ -17,7 +17,7 @@ from didr_jax.startup import first, leave, on_first, start
 from didr_jax.targets import target
 from didr_jax.train import load_products, train
 from didr_jax.types import InputError
-from didr_jax.workdir import lock
+from didr_jax.workdir import claim_workdir, lock
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
@@ -58,7 +58,7 @@ OPTIONAL = {"export": "export", "score": "score", "compile": "outline"}  # mode 
 
 def _compile(config) -> None:
     """Plans a step of the recipe on a machine that need not be here; touches no workdir."""
-    machine = target(config.compile.topology)
+    machine = target(config.compile.topology, config.compile.effort)
     recipe = recipes.build(config)
     _check(recipe, config, "compile")
     print(report(make_plan(recipe.outline(), config, machine), config))

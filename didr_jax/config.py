@@ -6,7 +6,6 @@ networks.  Values marked [ours] have no published counterpart.
 
 import difflib
 import json
-import os
 
 import ml_collections
 from ml_collections import config_dict
@@ -136,22 +135,13 @@ def base() -> ml_collections.ConfigDict:
             pipeline="",  # published architecture that is planned if weights.base is empty
             utilisation=0.4,  # of the chips' peak that a step is assumed to reach
             only_shapes=False,  # count and add up, and compile nothing: seconds, but no activations
+            effort=-1.0,  # of the TPU's compiler, -1 to 1: at 0, as training compiles, full-size networks take it hours
         ),
         compiler=_section(
             flags="default",  # a set of XLA flags: default | gpu | tpu (docs/running.md)
             cache="",  # directory where compiled programs are kept between runs; empty: nowhere
         ),
     )
-
-
-# What may change between a run and its resumption: these do not touch what is trained.
-RESUMABLE = (
-    "log", "checkpoint", "eval", "sample", "export", "score", "watch", "profile", "mesh", "distributed", "compile", "compiler",
-)  # fmt: skip
-
-
-def _resumable(key: str) -> bool:
-    return key.split(".")[0] in RESUMABLE or key.endswith(".micro_batches")
 
 
 def nearest(name: str, known) -> str:
@@ -221,6 +211,7 @@ def validate(config) -> None:
     require_choice("profile.stage", config.profile.stage, ("", *config.stages))
     parse_rules(config.mesh.rules)
     _require(0 < config.compile.utilisation <= 1, "compile.utilisation", config.compile.utilisation, "must lie in (0, 1]")
+    _require(-1 <= config.compile.effort <= 1, "compile.effort", config.compile.effort, "must lie in [-1, 1]")
     for name in config.stages:
         _require(name in config, "stages", config.stages, f"config has no section {name!r}")
         stage = config[name]
@@ -267,40 +258,3 @@ def flatten(config) -> dict:
         else:
             flat[key] = json.loads(json.dumps(value))
     return flat
-
-
-def claim_workdir(config, workdir: str) -> None:
-    """Makes `workdir`, refuses it if it belongs to another config, and saves the resolved config in it.
-
-    Raises:
-      InputError: not writable, or trained with values that contradict `config` (all are named).
-    """
-    path = os.path.join(workdir, "config.json")
-    try:
-        os.makedirs(workdir, exist_ok=True)
-        probe = os.path.join(workdir, ".writable")
-        with open(probe, "w") as file:
-            file.write("yes")
-        os.remove(probe)
-    except OSError as error:
-        raise InputError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from None
-    now = flatten(config)
-    if os.path.exists(path):
-        with open(path) as file:
-            then = flatten(json.load(file))
-        differing = [
-            f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)"
-            for key in sorted(then.keys() | now.keys())
-            if then.get(key) != now.get(key) and not _resumable(key)
-        ]
-        if differing:
-            raise InputError(
-                f"--workdir={workdir} was trained with another config: {'; '.join(differing)}. "
-                "Use a new workdir, or the same values"
-            )
-    temporary = path + ".tmp"
-    with open(temporary, "w") as file:
-        json.dump(config.to_dict(), file, indent=2, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

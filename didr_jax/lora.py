@@ -25,7 +25,9 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from didr_jax.types import Array, InputError, PRNGKey, PyTree
-from didr_jax.weights.engine import Rule, read_tensors, to_flax, to_torch, write_safetensors
+from didr_jax.weights.engine import to_flax, to_torch
+from didr_jax.weights.files import read_tensors, write_safetensors
+from didr_jax.weights.rules import Rule
 
 A, B, KERNEL = "lora_a", "lora_b", "kernel"
 

@@ -71,10 +71,14 @@ class Target:
     options: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
 
-def target(name: str) -> Target:
+def target(name: str, effort: float = 0.0) -> Target:
     """The machine that `config.compile.topology` names.
 
     Must run before anything asks JAX for a device: for a machine that is not here, this process uses the CPU.
+
+    Args:
+      name: as the module's docstring lists them.
+      effort: how hard the TPU's compiler tries to make programs fast, -1 to 1 (`config.compile.effort`).
 
     Raises:
       InputError: unknown name.
@@ -91,6 +95,8 @@ def target(name: str) -> Target:
         example = {"v5p": "v5p:2x2x4"}.get(kind, f"{kind}:8" if kind in GPUS else f"{kind}:4x4")
         raise InputError(f"config.compile.topology = {name!r}: write it like {example}")
     jax.config.update("jax_platforms", "cpu")
+    if kind not in GPUS:
+        jax.config.update("jax_exec_time_optimization_effort", effort)
     make = _gpus if kind in GPUS else _tpus
     # Triton's tiles are tuned on a device; untuned, XLA 0.10.2 refuses some products.  cuBLAS takes them all.
     options = {"xla_gpu_enable_triton_gemm": False} if kind in GPUS else {}

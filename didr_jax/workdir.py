@@ -1,12 +1,60 @@
-"""One live run a workdir: a lock that its holder's death releases, whatever killed it."""
+"""The workdir of a run: one config for good, and one live run at a time."""
 
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import socket
 
+from didr_jax.config import flatten
 from didr_jax.types import InputError
+
+# What may change between a run and its resumption: these do not touch what is trained.
+RESUMABLE = (
+    "log", "checkpoint", "eval", "sample", "export", "score", "watch", "profile", "mesh", "distributed", "compile", "compiler",
+)  # fmt: skip
+
+
+def _resumable(key: str) -> bool:
+    return key.split(".")[0] in RESUMABLE or key.endswith(".micro_batches")
+
+
+def claim_workdir(config, workdir: str) -> None:
+    """Makes `workdir`, refuses it if it belongs to another config, and saves the resolved config in it.
+
+    Raises:
+      InputError: not writable, or trained with values that contradict `config` (all are named).
+    """
+    path = os.path.join(workdir, "config.json")
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        probe = os.path.join(workdir, ".writable")
+        with open(probe, "w") as file:
+            file.write("yes")
+        os.remove(probe)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from None
+    now = flatten(config)
+    if os.path.exists(path):
+        with open(path) as file:
+            then = flatten(json.load(file))
+        differing = [
+            f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)"
+            for key in sorted(then.keys() | now.keys())
+            if then.get(key) != now.get(key) and not _resumable(key)
+        ]
+        if differing:
+            raise InputError(
+                f"--workdir={workdir} was trained with another config: {'; '.join(differing)}. "
+                "Use a new workdir, or the same values"
+            )
+    temporary = path + ".tmp"
+    with open(temporary, "w") as file:
+        json.dump(config.to_dict(), file, indent=2, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 @contextlib.contextmanager

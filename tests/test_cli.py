@@ -8,8 +8,9 @@ import pytest
 
 from configs import digits
 from didr_jax import recipes
-from didr_jax.config import claim_workdir, validate
+from didr_jax.config import validate
 from didr_jax.types import InputError
+from didr_jax.workdir import claim_workdir
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

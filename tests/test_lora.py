@@ -11,7 +11,8 @@ from didr_jax import lora as lora_lib
 from didr_jax.models.zimage import ZImageTransformer
 from didr_jax.models.zimage_config import ZImageConfig
 from didr_jax.types import InputError
-from didr_jax.weights.engine import read_tensors, to_torch, write_safetensors
+from didr_jax.weights.engine import to_torch
+from didr_jax.weights.files import read_tensors, write_safetensors
 from didr_jax.weights.zimage import zimage_table
 
 CONFIG = ZImageConfig(

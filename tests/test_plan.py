@@ -14,6 +14,7 @@ import pytest
 
 from configs import sd15, sdxl
 from didr_jax import plan, recipes, targets
+from didr_jax.config import validate
 from didr_jax.flops import count
 from didr_jax.models.published import PIPELINES
 from didr_jax.plan_report import remedies, report
@@ -198,6 +199,25 @@ def test_machines_that_there_are_not(name, fragments):
         targets.target(name)
     for fragment in [name, *fragments]:
         assert fragment in str(refused.value)
+
+
+def test_the_effort_is_for_the_compiler_of_tpus_alone():
+    """At JAX's own effort a full-size step takes it hours; a plan is not worth that."""
+    key = "jax_exec_time_optimization_effort"
+    effort = lambda: jax.config.values[key]
+    before = effort()
+    try:
+        targets.target("h100:8", -0.5)
+        assert effort() == before
+        targets.target("v5e:2x2", -0.5)
+        assert effort() == -0.5
+    finally:
+        jax.config.update(key, before)
+    config = sdxl.get_config()
+    assert config.compile.effort == -1
+    config.compile.effort = -2.0
+    with pytest.raises(InputError, match="compile.effort"):
+        validate(config)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from didr_jax.recipes.stable_diffusion import stable_diffusion  # noqa: E402
 from didr_jax.recipes.text_to_image import TextToImage  # noqa: E402
 from didr_jax.recipes.text_to_image_report import ADAPTER, WEIGHTS, Judge, export  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
-from didr_jax.weights.engine import read_tensors, write_safetensors  # noqa: E402
+from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
 from tests import text_to_image_runs as runs  # noqa: E402
 from tests import tiny_pipeline as tiny  # noqa: E402
 from tests.parity.oracle import assert_close, nchw  # noqa: E402

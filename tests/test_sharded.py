@@ -8,7 +8,8 @@ PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from didr_jax.models.attention import attend
-from didr_jax.weights.engine import Rule, to_flax, to_torch
+from didr_jax.weights.engine import to_flax, to_torch
+from didr_jax.weights.rules import Rule
 
 mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
 rng = np.random.default_rng(0)

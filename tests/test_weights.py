@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from didr_jax.types import InputError
-from didr_jax.weights.engine import (
-    Rule, embedding, ignore, layer, norm, read_tensors, to_flax, to_torch, write_safetensors,
-)  # fmt: skip
+from didr_jax.weights.engine import to_flax, to_torch
+from didr_jax.weights.files import read_tensors, write_safetensors
+from didr_jax.weights.rules import Rule, embedding, ignore, layer, norm
 
 TABLE = [
     *layer(r"down.(\d+).(conv1|conv2)", "down_{}/{}"),

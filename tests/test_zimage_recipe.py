@@ -19,7 +19,7 @@ from didr_jax.metrics import read_metrics  # noqa: E402
 from didr_jax.recipes.text_to_image_report import ADAPTER  # noqa: E402
 from didr_jax.recipes.zimage import zimage  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
-from didr_jax.weights.engine import read_tensors, write_safetensors  # noqa: E402
+from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
 from tests import text_to_image_runs as runs  # noqa: E402
 from tests import tiny_zimage as tiny  # noqa: E402
 from tests.parity.oracle import assert_close, nchw  # noqa: E402

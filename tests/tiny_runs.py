@@ -43,11 +43,12 @@ def train_tiny(workdir, config, recipe=None) -> dict:
     import numpy as np
 
     from didr_jax import recipes
-    from didr_jax.config import claim_workdir, validate
+    from didr_jax.config import validate
     from didr_jax.metrics import RunLog
     from didr_jax.parallel import path_of, to_host
     from didr_jax.startup import on_first
     from didr_jax.train import train
+    from didr_jax.workdir import claim_workdir
 
     validate(config)
     on_first(lambda: claim_workdir(config, str(workdir)))

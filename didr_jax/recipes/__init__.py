@@ -6,7 +6,7 @@ from didr_jax.config import require_choice
 from didr_jax.recipes.digits import digits
 from didr_jax.recipes.mixture import mixture
 from didr_jax.recipes.stable_diffusion import stable_diffusion
-from didr_jax.recipes.text_to_image import text_to_image
+from didr_jax.recipes.text_to_image_recipe import text_to_image
 from didr_jax.recipes.zimage import zimage
 from didr_jax.train import Recipe
 

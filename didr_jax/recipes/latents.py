@@ -14,8 +14,8 @@ from didr_jax.models.published import PIPELINES
 from didr_jax.models.vae import AutoencoderKL, VAEConfig
 from didr_jax.recipes.backbone import cast
 from didr_jax.types import Array, InputError, PyTree
-from didr_jax.weights.engine import read_tensors, to_flax
-from didr_jax.weights.files import Tensors
+from didr_jax.weights.engine import to_flax
+from didr_jax.weights.files import Tensors, read_tensors
 from didr_jax.weights.folder import part_json, require_parts
 from didr_jax.weights.vae import VAE_TABLE
 

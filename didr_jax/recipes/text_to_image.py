@@ -25,7 +25,6 @@ from didr_jax import lora
 from didr_jax.diffusion import to_x0
 from didr_jax.parallel import shardings
 from didr_jax.prompts import read_prompts
-from didr_jax.recipes import text_to_image_report as report
 from didr_jax.recipes.backbone import Backbone, cast
 from didr_jax.recipes.reward_mix import chosen, resolve_estimator, load_mix, load_rewards, require_reward
 from didr_jax.rewards import finite_gradient, summarise
@@ -35,7 +34,6 @@ from didr_jax.stages import game_stage
 from didr_jax.startup import first
 from didr_jax.step import Roles
 from didr_jax.text.cache import cached, digest_texts
-from didr_jax.train import Recipe
 from didr_jax.types import Array, InputError, PyTree
 
 TRAIN = ("full", "lora")
@@ -291,20 +289,3 @@ class TextToImage:
 def _require_path(key: str, value: str) -> None:
     if not value:
         raise InputError(f"config.{key} is empty; give --config.{key}=PATH")
-
-
-def text_to_image(config, make_backbone) -> Recipe:
-    """The recipe of a backbone."""
-    from didr_jax.recipes.outline import Outline  # which is a TextToImage
-
-    task = TextToImage(config, make_backbone)
-    return Recipe(
-        stages={"align": task.align},
-        figures=lambda products: report.figures(task, products),
-        evaluate=lambda products, workdir, log: report.evaluate(task, products, workdir, log),
-        sample=lambda products, workdir, log: report.sample(task, products, workdir, log),
-        check=task.check,
-        export=lambda products, workdir, log: report.export(task, products, workdir, log),
-        score=lambda workdir, log: task.score_images(workdir),
-        outline=lambda: Outline(config, make_backbone).align({}),
-    )

@@ -18,7 +18,8 @@ from didr_jax.metrics import RunLog
 from didr_jax.prompts import read_prompts
 from didr_jax.reports import curves, write_summary
 from didr_jax.types import PyTree
-from didr_jax.weights.engine import to_torch, write_safetensors
+from didr_jax.weights.engine import to_torch
+from didr_jax.weights.files import write_safetensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' names
 ADAPTER = "pytorch_lora_weights.safetensors"

@@ -14,7 +14,8 @@ import numpy as np
 from didr_jax.models.qwen3 import Qwen3, Qwen3Config
 from didr_jax.text.cache import Arrays
 from didr_jax.types import InputError
-from didr_jax.weights.engine import read_tensors, to_flax
+from didr_jax.weights.engine import to_flax
+from didr_jax.weights.files import read_tensors
 from didr_jax.weights.folder import part_json
 from didr_jax.weights.qwen3 import qwen3_table
 

@@ -10,7 +10,9 @@ from didr_jax.models.blip import VIT_L_16, BertConfig, ImageReward, LinearHead
 from didr_jax.models.clip import VisionConfig
 from didr_jax.types import PyTree
 from didr_jax.weights.clip import LAYER, fused
-from didr_jax.weights.engine import Rule, embedding, ignore, layer, norm, read_tensors, to_flax
+from didr_jax.weights.engine import to_flax
+from didr_jax.weights.files import read_tensors
+from didr_jax.weights.rules import Rule, embedding, ignore, layer, norm
 
 # The dense layers among the dropouts of an nn.Sequential.
 _DENSE = (0, 2, 4, 6, 7)

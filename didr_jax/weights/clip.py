@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from didr_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower, architecture
 from didr_jax.types import InputError, PyTree
-from didr_jax.weights.engine import Rule, embedding, ignore, layer, norm, read_tensors, to_flax
+from didr_jax.weights.engine import to_flax
+from didr_jax.weights.files import read_tensors
+from didr_jax.weights.rules import Rule, embedding, ignore, layer, norm
 
 Configs = tuple[VisionConfig, TextConfig]
 

@@ -1,11 +1,11 @@
 """Names of the tensors of Qwen3Model and Qwen3ForCausalLM, written as the former."""
 
 from didr_jax.models.qwen3 import Qwen3Config
-from didr_jax.weights.engine import Rule, embedding, ignore, layer, norm
+from didr_jax.weights.rules import Rule, embedding, ignore, layer, norm
 
 
 def qwen3_table(config: Qwen3Config, hidden_state: int = -2) -> list[Rule]:
-    """Rules for `weights.engine`; what `Qwen3(hidden_state=…)` does not use is passed over on reading."""
+    """`weights.rules`; what `Qwen3(hidden_state=…)` does not use is passed over on reading."""
     layers = config.num_hidden_layers
     used = layers + 1 + hidden_state
     rules = [*ignore("lm_head.weight")]

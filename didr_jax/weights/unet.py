@@ -1,7 +1,7 @@
 """Names of UNet2DConditionModel's tensors, SD 1.5 and SDXL."""
 
 from didr_jax.models.unet_config import UNetConfig
-from didr_jax.weights.engine import Rule, layer, norm
+from didr_jax.weights.rules import Rule, layer, norm
 
 # A transformer sits in these places; its blocks are stacked on the Flax side.
 _PLACES = {r"(down_blocks|up_blocks).(\d+).attentions.(\d+)": "{}_{}/attentions_{}",
@@ -11,7 +11,7 @@ _RESNETS = {r"(down_blocks|up_blocks).(\d+).resnets.(\d+)": "{}_{}/resnets_{}",
 
 
 def unet_table(config: UNetConfig) -> list[Rule]:
-    """Rules for `weights.engine`, between diffusers' names and `models.unet.UNet`'s parameters."""
+    """`weights.rules` between diffusers' names and `models.unet.UNet`'s parameters."""
     projection = "kernel" if config.linear_projection else "conv_1x1"
     table = [
         *layer("(conv_in|conv_out)", "{}"),

@@ -1,6 +1,6 @@
 """Names of AutoencoderKL's tensors, with or without quant convs, new and old names of attention."""
 
-from didr_jax.weights.engine import layer, norm
+from didr_jax.weights.rules import layer, norm
 
 _ATTENTION = "(encoder|decoder).mid_block.attentions.0"
 _FLAX = "{}/mid_block/attentions_0"

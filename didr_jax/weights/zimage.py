@@ -1,7 +1,7 @@
 """Names of ZImageTransformer2DModel's tensors."""
 
 from didr_jax.models.zimage_config import ZImageConfig
-from didr_jax.weights.engine import Rule, layer, norm
+from didr_jax.weights.rules import Rule, layer, norm
 
 
 def _block(stage: str) -> list[Rule]:
@@ -17,7 +17,7 @@ def _block(stage: str) -> list[Rule]:
 
 
 def zimage_table(config: ZImageConfig) -> list[Rule]:
-    """Rules for `weights.engine`, between diffusers' names and `models.zimage.ZImageTransformer`'s parameters."""
+    """`weights.rules` between diffusers' names and `models.zimage.ZImageTransformer`'s parameters."""
     patch = f"{config.patch_size}-1"
     return [
         *layer(f"all_x_embedder.{patch}", "x_embedder"),

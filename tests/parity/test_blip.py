@@ -10,7 +10,8 @@ from didr_jax.models.blip import BertBlock, BertConfig, ImageEncoder, ImageRewar
 from didr_jax.models.clip import VisionConfig
 from didr_jax.types import InputError
 from didr_jax.weights import blip as weights
-from didr_jax.weights.engine import to_torch, write_safetensors
+from didr_jax.weights.engine import to_torch
+from didr_jax.weights.files import write_safetensors
 from tests.parity.oracle import assert_close, nchw, nhwc, randomise
 
 VISION = VisionConfig(32, 3, 4, 48, patch=8, image_size=32, eps=1e-6)

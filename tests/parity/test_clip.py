@@ -11,7 +11,8 @@ from didr_jax.models.clip import ARCHITECTURES, TextTower, VisionTower
 from didr_jax.models.encoder import Block
 from didr_jax.types import InputError
 from didr_jax.weights import clip as weights
-from didr_jax.weights.engine import read_tensors, to_torch, write_safetensors
+from didr_jax.weights.engine import to_torch
+from didr_jax.weights.files import read_tensors, write_safetensors
 from tests.parity.oracle import assert_close, nchw, nhwc, randomise
 
 BOS, EOS = 97, 98

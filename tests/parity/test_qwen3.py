@@ -15,7 +15,8 @@ from didr_jax.models.qwen3 import Layer, Qwen3, Qwen3Config  # noqa: E402
 from didr_jax.models.rotary import rotary_table  # noqa: E402
 from didr_jax.text.qwen import qwen_tokenizer, tokenize  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
-from didr_jax.weights.engine import read_tensors, to_flax, to_torch, write_safetensors  # noqa: E402
+from didr_jax.weights.engine import to_flax, to_torch  # noqa: E402
+from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
 from didr_jax.weights.qwen3 import qwen3_table  # noqa: E402
 from tests.parity.oracle import QUICK, assert_close, randomise  # noqa: E402
 from tests.parity.vocabularies import chat_tokenizer  # noqa: E402

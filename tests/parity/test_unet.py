@@ -21,7 +21,8 @@ from didr_jax.models.transformer2d import Transformer2D  # noqa: E402
 from didr_jax.models.unet import DownBlock, EmbeddingMLP, MidBlock, UNet, UpBlock, sinusoid  # noqa: E402
 from didr_jax.models.unet_config import UNetConfig  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
-from didr_jax.weights.engine import read_tensors, to_flax, to_torch, write_safetensors  # noqa: E402
+from didr_jax.weights.engine import to_flax, to_torch  # noqa: E402
+from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
 from didr_jax.weights.unet import unet_table  # noqa: E402
 from tests.parity.oracle import QUICK, assert_close, captured, nchw, nhwc, randomise, record  # noqa: E402
 

@@ -20,7 +20,8 @@ from didr_jax.models import vae as our_vae  # noqa: E402
 from didr_jax.models.resnet import Downsample, ResnetBlock, Upsample  # noqa: E402
 from didr_jax.models.vae import AutoencoderKL, VAEConfig  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
-from didr_jax.weights.engine import read_tensors, to_flax, to_torch, write_safetensors  # noqa: E402
+from didr_jax.weights.engine import to_flax, to_torch  # noqa: E402
+from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
 from didr_jax.weights.vae import VAE_TABLE  # noqa: E402
 from tests.parity.oracle import QUICK, assert_close, captured, nchw, nhwc, randomise, record  # noqa: E402
 

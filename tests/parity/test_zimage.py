@@ -16,7 +16,8 @@ from diffusers.models.transformers.transformer_z_image import ZImageTransformerB
 from didr_jax.models.zimage import Block, ZImageTransformer, positions  # noqa: E402
 from didr_jax.models.zimage_config import ZImageConfig  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
-from didr_jax.weights.engine import read_tensors, to_flax, to_torch, write_safetensors  # noqa: E402
+from didr_jax.weights.engine import to_flax, to_torch  # noqa: E402
+from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
 from didr_jax.weights.zimage import zimage_table  # noqa: E402
 from tests.parity.oracle import QUICK, assert_close, nchw, nhwc, randomise  # noqa: E402
 
