@@ -4,7 +4,8 @@
     python benchmarks/path_memory.py --topology= --tiny    # a try, on the devices of this process
 
 Compiled, not run: the table holds XLA's temporaries in GiB beside the parameters, one sample, UNet in bfloat16, VAE and
-reward in float32.  `remat` recomputes denoising steps, residual and transformer blocks in the backward pass.
+reward in float32.  `remat` is what the backward pass recomputes (didr_jax.models.remat), denoising steps included
+unless it is `none`.
 """
 
 import itertools
@@ -20,14 +21,15 @@ sys.path.insert(0, str(ROOT))
 TOPOLOGY = flags.DEFINE_string("topology", "h200:1", "as config.compile.topology; one device")
 STEPS = flags.DEFINE_list("steps", ["1", "2", "4"], "K, denoiser evaluations")
 SIZES = flags.DEFINE_list("sizes", ["512", "1024"], "pixels along each side")
-REMAT = flags.DEFINE_list("remat", ["yes", "no"], "recompute?")
+REMAT = flags.DEFINE_list("remat", ["blocks", "products", "none"], "of UNet and reward: as config.network.remat")
+VAE_REMAT = flags.DEFINE_string("vae_remat", "", "of the decoder; empty: as the others")
 ATTENTION = flags.DEFINE_list("attention", ["xla"], "backends of attention to pixels")
 EFFORT = flags.DEFINE_float("effort", -1.0, "as config.compile.effort")
 VAE_DTYPE = flags.DEFINE_string("vae_dtype", "float32", "of the decoder")
 TINY = flags.DEFINE_bool("tiny", False, "a pipeline of a few thousand weights, at 64² and 128²")
 
 
-def gradient_of_reward(config, num_steps: int, remat: bool):
+def gradient_of_reward(config, num_steps: int):
     """`(x_t, t, params) -> ∂r/∂x_t` and the shapes of its arguments for one sample."""
     import jax
     import jax.numpy as jnp
@@ -43,7 +45,7 @@ def gradient_of_reward(config, num_steps: int, remat: bool):
 
     def reward(x_t, t, params, text, tokens):
         denoiser = lambda x, t: to_x0(backbone.prediction, backbone.network(params["unet"], x, t, text), x, t, schedule)
-        x0 = denoise(denoiser, schedule, x_t, t, num_steps=num_steps, remat=remat)
+        x0 = denoise(denoiser, schedule, x_t, t, num_steps=num_steps, remat=config.network.remat != "none")
         image = backbone.decode(params["vae"], x0)
         return mix.apply(params["rewards"], image, tokens).total.sum()
 
@@ -69,11 +71,12 @@ def main(argv):
     for size, remat, attention, steps in itertools.product(sizes, REMAT.value, ATTENTION.value, STEPS.value):
         config = sdxl.get_config()
         config.image.height = config.image.width = int(size)
-        config.network.remat = config.rewards.remat = remat == "yes"
+        config.network.remat = config.rewards.remat = remat
+        config.network.vae_remat = VAE_REMAT.value or remat
         config.network.attention, config.network.vae_dtype = attention, VAE_DTYPE.value
         if TINY.value:
             tiny_sdxl.use(config)
-        gradient, shapes = gradient_of_reward(config, int(steps), remat == "yes")
+        gradient, shapes = gradient_of_reward(config, int(steps))
         arguments = with_places(shapes, jax.tree.map(lambda _: place, shapes))
         begin = time.perf_counter()
         try:

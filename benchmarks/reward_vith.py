@@ -27,7 +27,7 @@ IMAGE_SIZE = flags.DEFINE_integer("image_size", 1024, "side of the images, befor
 DEPTH = flags.DEFINE_integer("depth", 0, "layers of both towers; 0: all of them")
 REPEATS = flags.DEFINE_integer("repeats", 3, "timed calls; the median is reported")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the weights and the computation")
-REMAT = flags.DEFINE_bool("remat", False, "JAX: recompute blocks in the backward pass")
+REMAT = flags.DEFINE_enum("remat", "none", ["none", "products", "blocks"], "JAX: what a backward pass recomputes")
 SIDE = flags.DEFINE_enum("side", None, ["jax", "torch"], "run one side only and print JSON")
 
 

@@ -6,7 +6,7 @@
 
 A step is `--ta_updates` updates of the TA and one of the generator: guidance with two reference evaluations, the diffused
 reward (K = 1) through VAE and HPSv2.1, decoding and scoring for the log, AdamW, moving average.  UNets compute in
-bfloat16, VAE and reward in float32 (TF32 products), blocks are rematerialised.  Torch runs diffusers' and transformers'
+bfloat16, VAE and reward in float32 (TF32 products), recomputing as --remat says.  Torch runs diffusers' and transformers'
 networks, compiled (torch_step.py).  Each side runs in its own process.
 
 Utilisation is operations (`didr_jax.flops`) over the rate of a large bfloat16 product measured in the same process:
@@ -32,7 +32,7 @@ TRAIN = flags.DEFINE_enum("train", "lora", ["lora", "full"], "of generator and T
 TA_UPDATES = flags.DEFINE_integer("ta_updates", 5, "per step")
 STEPS = flags.DEFINE_integer("steps", 5, "timed, after two to warm up; the median is reported")
 ATTENTION = flags.DEFINE_string("attention", "", "JAX: backend; empty: cudnn on a GPU, xla elsewhere")
-REMAT = flags.DEFINE_bool("remat", True, "recompute blocks in the backward pass")
+REMAT = flags.DEFINE_enum("remat", "products", ["none", "products", "blocks"], "JAX: what UNet and reward recompute; torch: blocks or none")
 TINY = flags.DEFINE_bool("tiny", False, "a pipeline of a few thousand weights at 64²")
 SIDES = flags.DEFINE_list("sides", ["jax", "torch"], "what to run")
 CHILD = flags.DEFINE_enum("child", None, ["jax", "torch"], "run one side in this process and print JSON")
@@ -100,7 +100,7 @@ def jax_side() -> dict:
             jax.block_until_ready(metrics)
             laps.append(time.perf_counter() - begin)
 
-    config.network.remat = config.rewards.remat = False
+    config.network.remat = config.network.vae_remat = config.rewards.remat = "none"
     useful = flops.count(recipes.build(config).outline().step, *abstract((state, frozen, batch)))
     n = 512 if TINY.value else 8192
     a = jnp.ones((n, n), jnp.bfloat16)

@@ -38,7 +38,7 @@ class Network(torch.nn.Module):
             for name, layer in unet.named_modules():
                 if name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
                     self._adapt(layer, config.lora.rank, config.lora.alpha / config.lora.rank)
-        if config.network.remat:
+        if config.network.remat != "none":
             unet.enable_gradient_checkpointing()
         unet.train()  # checkpoints nothing otherwise; there is no dropout
 
@@ -83,7 +83,7 @@ class Step:
         self.ta = Network(copy.deepcopy(unet), self.alphas, config, train)
         self.reference = Network(copy.deepcopy(unet), self.alphas, config, None) if train == "full" else self.ta
         self.generator = Network(unet, self.alphas, config, train)
-        if config.network.remat:
+        if config.network.vae_remat != "none":
             self.vae.enable_gradient_checkpointing()
             self.vae.train()
         if compiled:
@@ -110,7 +110,7 @@ class Step:
         model = transformers.CLIPModel(transformers.CLIPConfig(
             text_config=tower(text), vision_config=dict(tower(vision), patch_size=vision.patch), projection_dim=vision.embed
         ))  # fmt: skip
-        if config.rewards.remat:
+        if config.rewards.remat != "none":
             model.vision_model.train()
             model.gradient_checkpointing_enable()
         return model

@@ -36,7 +36,8 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.network.param_dtype = "float32"  # of parameters that are trained in full
     config.network.frozen_dtype = "bfloat16"  # of the networks' parameters that are not trained
     config.network.vae_dtype = "float32"  # of the decoder; float16 overflows
-    config.network.remat = True  # recompute blocks in the backward pass instead of storing them
+    config.network.remat = "blocks"  # what a backward pass recomputes instead of keeping: blocks (all) | products (all but them) | none
+    config.network.vae_remat = "blocks"  # of the decoder
     config.network.attention = "xla"  # to pixels: xla | cudnn (NVIDIA) | splash (TPU) | chunked
     config.network.vae_attention = "chunked"  # one head of 512 channels: xla or chunked
 
@@ -89,5 +90,5 @@ def rewards() -> ml_collections.ConfigDict:
     section.clip_tokenizer = ""  # a folder; empty: the reward's own, or the pipeline's
     section.bert_tokenizer = ""  # bert-base-uncased folder, for imagereward
     section.dtype = "float32"  # of the rewards' computation
-    section.remat = True  # recompute the image towers' blocks in the backward pass
+    section.remat = "blocks"  # of the image towers: as network.remat
     return section

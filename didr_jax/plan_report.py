@@ -17,7 +17,11 @@ REMEDIES: tuple[tuple[Callable, str, str], ...] = (
         "align.micro_batches={most}",
         "one sample per device at a time",
     ),
-    (lambda c, p: not c.network.remat, "network.remat=True", "recomputes blocks instead of storing them"),
+    (
+        lambda c, p: {c.network.remat, c.network.vae_remat, c.rewards.remat} != {"blocks"},
+        "{network.remat,network.vae_remat,rewards.remat}=blocks",
+        "recomputes blocks instead of keeping what they compute",
+    ),
     (
         lambda c, p: c.network.attention == "xla",
         "network.attention={attention}",

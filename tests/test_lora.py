@@ -19,7 +19,7 @@ CONFIG = ZImageConfig(
     in_channels=4, dim=24, n_layers=3, n_refiner_layers=1, n_heads=2, cap_feat_dim=8, axes_dims=(4, 4, 4),
     axes_lens=(64, 16, 16),
 )  # fmt: skip
-MODEL = ZImageTransformer(CONFIG, remat=True)
+MODEL = ZImageTransformer(CONFIG, remat="products")
 PATTERNS = [r"^layers/attention/to_", r"context_refiner/feed_forward/w2$", r"^x_embedder$"]
 ALPHA = 6.0
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import sd15, sdxl
+from configs import sd15, sdxl, zimage
 from didr_jax import plan, recipes, targets
 from didr_jax.config import validate
 from didr_jax.flops import count
@@ -78,6 +78,8 @@ def test_the_published_architectures_have_the_published_numbers_of_parameters():
     assert batch["text"]["prompt"].shape == (6, 128, 77, 2048) and batch["text"]["pooled"].shape == (6, 128, 1280)
     stage = outline(sd15.get_config())
     assert size(stage.frozen["base"]) == 859_520_964 and size(stage.frozen["vae"]) == 83_653_863
+    stage = outline(zimage.get_config())
+    assert size(stage.frozen["base"]) == 6_154_908_736  # published as 6.155 B
 
 
 def test_all_rewards_have_shapes():
@@ -247,6 +249,6 @@ def test_a_tiny_step_compiles_for_machines_that_are_not_here(tiny_pipeline, name
     module = "jax_cuda13_plugin" if name.startswith("h100") else "libtpu"
     if not importlib.util.find_spec(module):
         pytest.skip(f"{module} is not installed")
-    config = tiny(mesh__data=1, mesh__fsdp=-1, network__remat=False)
+    config = tiny(mesh__data=1, mesh__fsdp=-1, network__remat="none")
     made = plan.make_plan(outline(config), config, targets.target(name))
     assert made.fits and made.needed >= sum(made.parts.values()) and made.temporaries > 0

@@ -168,7 +168,7 @@ def test_half_precision_and_rematerialisation_follow_full_precision(inputs):
     """The precisions that configs/sdxl.py sets, on the same noise."""
     _, full, _ = runs.train(task_of(inputs[1]))
     half = {"network.dtype": "bfloat16", "network.frozen_dtype": "bfloat16", "data.dtype": "float16"}
-    task = task_of(inputs[1] | half | {"network.remat": True, "rewards.remat": True})
+    task = task_of(inputs[1] | half | {"network.remat": "products", "network.vae_remat": "blocks", "rewards.remat": "blocks"})
     runs.assert_half_follows(task, full)
 
 

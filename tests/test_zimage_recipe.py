@@ -182,11 +182,11 @@ def test_a_four_step_generator_trains(inputs, solver):
 @pytest.mark.slow
 def test_half_precision_rematerialisation_and_unrolling_follow_full_precision(inputs, tmp_path):
     """The precisions that configs/zimage.py sets, on the same noise, with a reward network; then flat loops."""
-    settings = inputs[1] | tiny.save_hps(tmp_path) | {"rewards.custom": "", "rewards.remat": False, "align.ta_updates": 2}
+    settings = inputs[1] | tiny.save_hps(tmp_path) | {"rewards.custom": "", "rewards.remat": "none", "align.ta_updates": 2}
     _, exact, _ = runs.train(task_of(settings))
     _, flat, _ = runs.train(task_of(settings | {"unroll": True}))
     half = {"network.dtype": "bfloat16", "network.frozen_dtype": "bfloat16", "data.dtype": "bfloat16"}
-    task = task_of(settings | half | {"data.encoder_dtype": "bfloat16", "network.remat": True, "rewards.remat": True})
+    task = task_of(settings | half | {"data.encoder_dtype": "bfloat16", "network.remat": "blocks", "network.vae_remat": "products", "rewards.remat": "products"})
     runs.assert_half_follows(task, exact)
     for name in ("ta_loss", "gap", "reward/hps"):
         assert flat[name] == pytest.approx(exact[name], rel=1e-4), name

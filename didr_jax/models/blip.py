@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from didr_jax.models.clip import VisionConfig
 from didr_jax.models.encoder import Attention, Encoder, Mlp
+from didr_jax.models.remat import rematerialised
 from didr_jax.types import Array
 
 
@@ -36,7 +37,7 @@ class ImageEncoder(nn.Module):
     """ViT: all tokens, normalised."""
 
     config: VisionConfig
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -75,7 +76,7 @@ class TextEncoder(nn.Module):
     """BERT whose every block also reads the image."""
 
     config: BertConfig
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -87,7 +88,7 @@ class TextEncoder(nn.Module):
         pos = self.param("pos_embed", normal, (c.positions, c.width), self.param_dtype)
         x = nn.Embed(c.vocab, c.width, embedding_init=normal, name="token_embed", **kinds)(ids)
         x = nn.LayerNorm(epsilon=c.eps, name="embed_norm", **kinds)(x + pos[: ids.shape[1]].astype(self.dtype))
-        block = nn.remat(BertBlock, prevent_cse=False) if self.remat else BertBlock
+        block = rematerialised(BertBlock, self.remat, prevent_cse=False)
         layers = nn.scan(block, length=c.depth, variable_axes={"params": 0}, split_rngs={"params": True},
                          in_axes=nn.broadcast)
         return layers(c, self.dtype, self.param_dtype, name="layers")(x, mask, image)[0]
@@ -113,7 +114,7 @@ class ImageReward(nn.Module):
 
     vision: VisionConfig = VIT_L_16
     text: BertConfig = BertConfig()
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

@@ -77,7 +77,7 @@ class VisionTower(nn.Module):
     """Image tower: patches and a class token through a pre-norm encoder."""
 
     config: VisionConfig
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -119,7 +119,7 @@ class TextTower(nn.Module):
     """Text tower: causal, so padding after the end-of-text token never reaches the pooled embedding."""
 
     config: TextConfig
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from didr_jax.models.attention import attend
+from didr_jax.models.remat import rematerialised
 from didr_jax.types import Array, InputError
 
 
@@ -102,7 +103,7 @@ class Encoder(nn.Module):
     act: str = "gelu"
     eps: float = 1e-5
     causal: bool = False
-    remat: bool = False  # recompute each block's activations in the backward pass
+    remat: str = "none"  # what the backward pass recomputes (`models.remat`)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -110,7 +111,7 @@ class Encoder(nn.Module):
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """`x [b, n, d]` -> (last, penultimate) hidden states, each `[b, n, d]`, neither normalised."""
         activation(self.act)
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        block = rematerialised(Block, self.remat, prevent_cse=False)
         layers = nn.scan(block, length=self.depth, variable_axes={"params": 0}, split_rngs={"params": True})
         carry, _ = layers(self.heads, self.hidden, self.act, self.eps, self.causal,
                           self.dtype, self.param_dtype, name="layers")((x, x))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from didr_jax.models.attention import attend
+from didr_jax.models.remat import rematerialised
 from didr_jax.models.resnet import GroupNorm
 from didr_jax.types import Array
 
@@ -79,7 +80,7 @@ class Transformer2D(nn.Module):
     groups: int
     backend: str = "xla"
     cross_backend: str = "xla"
-    remat: bool = False
+    remat: str = "none"
     unroll: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -90,7 +91,7 @@ class Transformer2D(nn.Module):
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, 1e-6, name="norm", **types)(x).reshape(b, h * w, c)
         y = nn.Dense(c, name="proj_in", **types)(y)
-        block = nn.remat(TransformerBlock, prevent_cse=self.unroll) if self.remat else TransformerBlock
+        block = rematerialised(TransformerBlock, self.remat, prevent_cse=self.unroll)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0},

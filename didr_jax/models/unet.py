@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from didr_jax.models.remat import rematerialised
 from didr_jax.models.resnet import Downsample, GroupNorm, ResnetBlock, Upsample
 from didr_jax.models.sinusoid import sinusoid
 from didr_jax.models.transformer2d import Transformer2D
@@ -36,7 +37,7 @@ class UNetBlock(nn.Module):
     level: int
     backend: str = "xla"
     cross_backend: str = "xla"
-    remat: bool = False
+    remat: str = "none"
     unroll: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -46,7 +47,7 @@ class UNetBlock(nn.Module):
 
     def resnet(self, i: int):
         c = self.config
-        block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
+        block = rematerialised(ResnetBlock, self.remat)
         return block(c.channels[self.level], c.groups, c.eps, name=f"resnets_{i}", **self.types())
 
     def transformer(self, i: int):
@@ -104,7 +105,7 @@ class UNet(nn.Module):
     Attributes:
       config: the architecture.
       backend, cross_backend: of `attend`, for attention to pixels and to the text.
-      remat: recompute each residual and transformer block in the backward pass.
+      remat: what the backward pass recomputes of residual and transformer blocks (`models.remat`).
       unroll: see `Transformer2D`.
       dtype, param_dtype: of the computation and the parameters.  Norm statistics, softmax and
         sinusoids are float32 in any case.
@@ -113,7 +114,7 @@ class UNet(nn.Module):
     config: UNetConfig
     backend: str = "xla"
     cross_backend: str = "xla"
-    remat: bool = False
+    remat: str = "none"
     unroll: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from didr_jax.models.config import check_config
+from didr_jax.models.remat import rematerialised
 from didr_jax.models.resnet import Downsample, GroupNorm, ResnetBlock, Upsample
 from didr_jax.models.transformer2d import Attention
 from didr_jax.types import Array, InputError
@@ -86,7 +87,7 @@ class VAEPart(nn.Module):
 
     config: VAEConfig
     backend: str = "xla"
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -97,7 +98,7 @@ class VAEPart(nn.Module):
         return kind(self.config, backend=self.backend, remat=self.remat, **self.types(), **fields)
 
     def resnet(self, channels: int, name: str):
-        block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
+        block = rematerialised(ResnetBlock, self.remat)
         return block(channels, self.config.groups, EPS, name=name, **self.types())
 
     def conv(self, channels: int, name: str):
@@ -181,7 +182,7 @@ class AutoencoderKL(VAEPart):
       config: the architecture.  `config.scale` and `config.unscale` convert latents.
       backend: of `attend`, for the one attention over (h/f · w/f) positions with a head as wide as
         the coarsest level: "chunked" bounds its memory at high resolution, "cudnn" cannot do it.
-      remat: recompute each residual block in the backward pass.
+      remat: what the backward pass recomputes of residual blocks (`models.remat`).
       dtype, param_dtype: of the computation and the parameters; norms and softmax are float32 in any
         case.  float16 overflows in SDXL's decoder and is refused.
     """

@@ -26,6 +26,7 @@ import numpy as np
 from flax import linen as nn
 
 from didr_jax.models.attention import attend
+from didr_jax.models.remat import rematerialised
 from didr_jax.models.rotary import rotary_table, rotate_pairs
 from didr_jax.models.sinusoid import sinusoid
 from didr_jax.models.zimage_config import TIME_WIDTH, ZImageConfig
@@ -160,14 +161,14 @@ class ZImageTransformer(nn.Module):
     Attributes:
       config: sizes.
       dtype: of computation; param_dtype: of parameters.
-      remat: recompute every block's activations in the backward pass.
+      remat: what the backward pass recomputes of every block (`models.remat`).
       backend: of attention, see `didr_jax.models.attention.attend`.
     """
 
     config: ZImageConfig = ZImageConfig()
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
     backend: str = "xla"
 
     @nn.compact
@@ -223,7 +224,7 @@ class ZImageTransformer(nn.Module):
 
     def _stack(self, name: str, depth: int, modulated: bool = True):
         """A stage of `depth` equal blocks as a function (x, angles, mask, time) -> x."""
-        body = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        body = rematerialised(Block, self.remat, prevent_cse=False)
         scanned = nn.scan(
             body, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=depth
         )(self.config, modulated, self.dtype, self.param_dtype, self.backend, name=name)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from didr_jax.config import require_choice
 from didr_jax.models.attention import BACKENDS
 from didr_jax.models.published import PIPELINES
+from didr_jax.models.remat import REMAT
 from didr_jax.models.vae import AutoencoderKL, VAEConfig
 from didr_jax.recipes.backbone import cast
 from didr_jax.types import Array, InputError, PyTree
@@ -76,8 +77,9 @@ def decoder(
     """
     knobs, image = config.network, config.image
     require_choice("network.vae_attention", knobs.vae_attention, BACKENDS)
+    require_choice("network.vae_remat", knobs.vae_remat, REMAT)
     arch, dtype = VAEConfig.from_json(raw), jnp.dtype(knobs.vae_dtype)
-    vae = AutoencoderKL(arch, backend=knobs.vae_attention, remat=knobs.remat, dtype=dtype)
+    vae = AutoencoderKL(arch, backend=knobs.vae_attention, remat=knobs.vae_remat, dtype=dtype)
 
     image = jax.ShapeDtypeStruct((1, image.height, image.width, 3), jnp.float32)
     shapes = cast(jax.eval_shape(vae.init, jax.random.key(0), image)["params"], dtype)

@@ -24,7 +24,7 @@ def load(
     arch: str | Configs | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
     shardings: Any = None,
 ) -> RewardModel:
     """A linear head on the unit-length CLIP embedding, about 1 to 10.  It never looks at the prompt.

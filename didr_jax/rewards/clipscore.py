@@ -20,7 +20,7 @@ def load(
     arch: str | Configs | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
     shardings: Any = None,
 ) -> RewardModel:
     """100 · cos(image, prompt), not floored at 0: DMD2's convention, with ViT-L/14 or ViT-bigG/14.

@@ -21,7 +21,7 @@ def load(
     antialias: bool = True,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
     shardings: Any = None,
 ) -> RewardModel:
     """100 · cos(image, prompt): the dot product of unit features without logit scale, ×100 as papers print it.
@@ -35,7 +35,7 @@ def load(
       antialias: False reproduces numbers that were measured with torchvision < 0.17, which did not antialias tensors.
       dtype: of the computation.  The official code runs under autocast: its numbers carry half-precision rounding.
       param_dtype: of the parameters.
-      remat: recompute the image tower's blocks in the backward pass.
+      remat: what the backward pass recomputes of the image tower's blocks (`models.remat`).
       shardings: where the parameters go, as in `weights.engine.to_flax`.
     """
     (vision, text), params = load_clip(weights, arch, dtype=param_dtype, shardings=shardings)

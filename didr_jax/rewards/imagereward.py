@@ -28,7 +28,7 @@ def load(
     text: BertConfig = BertConfig(),
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
     shardings: Any = None,
 ) -> RewardModel:
     """(raw - 0.16717)/1.03334: zero mean and unit variance on the authors' images.

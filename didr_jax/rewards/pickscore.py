@@ -21,7 +21,7 @@ def load(
     arch: str | Configs | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
     shardings: Any = None,
 ) -> RewardModel:
     """exp(logit_scale) · cos(image, prompt), about 22 for a fair image.

@@ -126,7 +126,7 @@ def test_options_change_nothing(both):
     """Rematerialised: the same gradient; bf16: nearly the same image."""
     if both.name != "flux":
         pytest.skip("one architecture is enough")
-    model = both.model.clone(remat=True)
+    model = both.model.clone(remat="products")
     loss = lambda z: jnp.sin(model.apply({"params": both.params}, z, method="decode")).sum()
     assert_close(jax.jit(jax.grad(loss), compiler_options=QUICK)(both.z), both.got["d_z"], rel=1e-5)
     half = both.model.clone(dtype=jnp.bfloat16)

@@ -85,7 +85,7 @@ def test_whole_and_gradient(pairs, case):
     # What lies beyond a caption's length must not matter.
     for row, n in zip(caption, lengths, strict=True):
         row[n:] = 1e3
-    model = ZImageTransformer(config, remat=True)
+    model = ZImageTransformer(config, remat="blocks")
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def value_and_grad(x):
