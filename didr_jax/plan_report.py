@@ -49,6 +49,9 @@ REMEDIES: tuple[tuple[Callable, str, str], ...] = (
 )
 
 
+ROOMY = 0.7  # share of a device's memory below which a plan could trade memory for fewer operations
+
+
 def report(plan: Plan, config) -> str:
     """The text that --mode=compile prints."""
     machine, chip = plan.machine, plan.machine.chip
@@ -73,6 +76,8 @@ def report(plan: Plan, config) -> str:
         lines.append(f"the compiler refused the program: {plan.refused}")
     if plan.fits is False:
         lines += ["", "to make it fit, in this order (--config.…)", *remedies(plan, config)]
+    elif plan.fits and plan.needed < ROOMY * chip.memory and "blocks" in (config.network.remat, config.rewards.remat):
+        lines += ["", "there is room: --config.network.remat=products --config.rewards.remat=products recomputes less"]
     lines += ["", f"operations per image  {plan.flops / plan.batch_size / 1e12:.4g} TFLOP, recomputation included"]
     seconds = plan.step_seconds(config.compile.utilisation)
     if seconds:

@@ -175,6 +175,8 @@ def test_the_verdict_and_what_to_change():
     assert "mesh.fsdp=-1" in first and "micro_batches=8" in second and "larger machine" in last
     text = report(made(17 * targets.GIB), config)
     assert "does NOT fit" in text and "254 TFLOP" in text
+    assert "remat=products" in report(made(11 * targets.GIB), config)
+    assert "remat=products" not in text + report(made(12 * targets.GIB), config)
     seconds = 254e12 * 128 / (16 * 197e12 * 0.4)
     assert made(1).step_seconds(0.4) == pytest.approx(seconds) and f"{seconds:.3g} s" in text
 
