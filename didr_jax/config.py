@@ -135,7 +135,7 @@ def base() -> ml_collections.ConfigDict:
             pipeline="",  # published architecture that is planned if weights.base is empty
             utilisation=0.4,  # of the chips' peak that a step is assumed to reach
             only_shapes=False,  # count and add up, and compile nothing: seconds, but no activations
-            effort=-1.0,  # of the TPU's compiler, -1 to 1: at 0, as training compiles, full-size networks take it hours
+            effort=-1.0,  # of the TPU's compiler, -1 to 1; at 0, as in training, full-size networks take many times as long
         ),
         compiler=_section(
             flags="default",  # a set of XLA flags: default | gpu | tpu (docs/running.md)

@@ -6,6 +6,7 @@ The step is the one that training runs, on shapes: parameters, optimisers, tower
     parts         bytes that a device holds between steps: arithmetic on shapes and shardings
     temporaries   what the step needs besides (activations, gradients, gathered parameters): XLA's memory
                   analysis of the compiled step
+    program       the compiled step itself, which a device keeps in the same memory
     operations    of matrix products and convolutions, counted in the jaxpr (`flops`)
 
 A program that is too large is refused by the TPU's compiler, which then says how much it would have taken.
@@ -38,6 +39,7 @@ class Plan:
       flops: operations per step, over all devices; recomputation included.
       padding: bytes per device by which the compiler's layouts enlarge the parts.
       temporaries: bytes per device beside the parts; None: not known.
+      program: bytes of the compiled step.
       needed: bytes per device in all; None: not known.
       refused: what the compiler said if the program is too large for it; empty: it did not.
       seconds: that the compiler took.
@@ -51,6 +53,7 @@ class Plan:
     flops: float
     padding: int = 0
     temporaries: int | None = None
+    program: int = 0
     needed: int | None = None
     refused: str = ""
     seconds: float = 0.0
@@ -116,7 +119,9 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
         else:
             there = memory.argument_size_in_bytes
             temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-            found = dict(padding=max(there - held, 0), temporaries=temporaries, needed=there + temporaries)
+            program = memory.generated_code_size_in_bytes
+            found = dict(padding=max(there - held, 0), temporaries=temporaries, program=program)
+            found["needed"] = there + temporaries + program
     return Plan(**fields, **found, seconds=time.perf_counter() - start)
 
 

@@ -67,6 +67,8 @@ def report(plan: Plan, config) -> str:
         lines.append(_row("padding of the compiler's layouts", plan.padding))
     known = plan.temporaries is not None
     lines.append(_row("activations and other temporaries", plan.temporaries) if known else _unknown(plan))
+    if plan.program:
+        lines.append(_row("the compiled step itself", plan.program))
     needed = plan.needed if known else sum(plan.parts.values())
     lines.append(_row("sum" if known else "sum of what is known", needed))
     if chip:

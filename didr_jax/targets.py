@@ -5,7 +5,8 @@
     (empty)                          the devices of this process
 
 Peak rates are dense bfloat16 products, with float32 sums, as the makers state them: cloud.google.com/tpu/docs (v5e,
-v5p, v6e); NVIDIA's H100 and H200 data sheets (SXM).  Memory is what a device reports (GPU), or the maker's (TPU).
+v5p, v6e); NVIDIA's H100 and H200 data sheets (SXM).  Memory is what a device reports (GPU), what libtpu lets a
+program use (v5e, v6e), or the maker's (v5p).
 """
 
 import dataclasses
@@ -34,9 +35,9 @@ class Chip:
 
 
 CHIPS = {
-    "v5e": Chip("TPU v5e", 16 * GIB, 197e12, "TPU v5 lite"),
+    "v5e": Chip("TPU v5e", 15.75 * GIB, 197e12, "TPU v5 lite"),
     "v5p": Chip("TPU v5p", 95 * GIB, 459e12, "TPU v5"),
-    "v6e": Chip("TPU v6e", 32 * GIB, 918e12, "TPU v6 lite"),
+    "v6e": Chip("TPU v6e", 31.25 * GIB, 918e12, "TPU v6 lite"),
     "h100": Chip("H100", 84978434048, 989e12, "NVIDIA H100 80GB HBM3"),
     "h200": Chip("H200", 150754820096, 989e12, "NVIDIA H200"),
 }

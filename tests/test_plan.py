@@ -245,6 +245,12 @@ def test_only_shapes_needs_no_compiler_and_checks_the_batch(tiny_pipeline):
         plan.make_plan(outline(config), config, machine(size=8))
 
 
+@pytest.mark.parametrize("key", ["network.remat", "network.vae_remat", "rewards.remat"])
+def test_words_for_what_to_recompute_are_checked(tiny_pipeline, key):
+    with pytest.raises(InputError, match=f"config.{key} = 'product' is not known; did you mean products"):
+        outline(tiny(rewards__custom="", rewards__hps="yes", **{key.replace(".", "__"): "product"}))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["v5e:2x2", "h100:2"])
 def test_a_tiny_step_compiles_for_machines_that_are_not_here(tiny_pipeline, name):
