@@ -32,7 +32,9 @@ TRAIN = flags.DEFINE_enum("train", "lora", ["lora", "full"], "of generator and T
 TA_UPDATES = flags.DEFINE_integer("ta_updates", 5, "per step")
 STEPS = flags.DEFINE_integer("steps", 5, "timed, after two to warm up; the median is reported")
 ATTENTION = flags.DEFINE_string("attention", "", "JAX: backend; empty: cudnn on a GPU, xla elsewhere")
-REMAT = flags.DEFINE_enum("remat", "products", ["none", "products", "blocks"], "JAX: what UNet and reward recompute; torch: blocks or none")
+REMAT = flags.DEFINE_enum(
+    "remat", "products", ["none", "products", "blocks"], "what UNet and reward recompute; torch knows blocks and none"
+)
 TINY = flags.DEFINE_bool("tiny", False, "a pipeline of a few thousand weights at 64²")
 SIDES = flags.DEFINE_list("sides", ["jax", "torch"], "what to run")
 CHILD = flags.DEFINE_enum("child", None, ["jax", "torch"], "run one side in this process and print JSON")

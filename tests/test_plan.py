@@ -206,7 +206,7 @@ def test_machines_that_there_are_not(name, fragments):
 
 
 def test_the_effort_is_for_the_compiler_of_tpus_alone():
-    """At JAX's own effort a full-size step takes it hours; a plan is not worth that."""
+    """At JAX's own effort a full-size step takes it many times as long; a plan is not worth that."""
     key = "jax_exec_time_optimization_effort"
     effort = lambda: jax.config.values[key]
     before = effort()
