@@ -1,6 +1,5 @@
 """Tables and pictures that a run leaves in its workdir."""
 
-import json
 import os
 
 import matplotlib
@@ -10,14 +9,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from didr_jax.metrics import RunLog, read_metrics
+from didr_jax.workdir import write_json
 
 
 def write_summary(workdir: str, rows: dict[str, dict[str, float]], log: RunLog) -> None:
     """`summary.json` (a row per model, a column per figure), and the same table on the screen."""
-    path = os.path.join(workdir, "summary.json")
-    with open(path + ".tmp", "w") as file:
-        json.dump(rows, file, indent=2)
-    os.replace(path + ".tmp", path)
+    write_json(os.path.join(workdir, "summary.json"), rows)
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     width = max(map(len, rows))
     log.say(" " * width + "".join(f"  {name:>{max(len(name), 7)}}" for name in columns))

@@ -1,4 +1,4 @@
-"""The workdir of a run: one config for good, and one live run at a time."""
+"""The workdir of a run: one config for good, one live run at a time, whole files only."""
 
 import contextlib
 import errno
@@ -49,9 +49,14 @@ def claim_workdir(config, workdir: str) -> None:
                 f"--workdir={workdir} was trained with another config: {'; '.join(differing)}. "
                 "Use a new workdir, or the same values"
             )
+    write_json(path, config.to_dict(), sort_keys=True)
+
+
+def write_json(path: str, content, sort_keys: bool = False) -> None:
+    """Writes all of a file or nothing of it, whenever the process or the machine dies."""
     temporary = path + ".tmp"
     with open(temporary, "w") as file:
-        json.dump(config.to_dict(), file, indent=2, sort_keys=True)
+        json.dump(content, file, indent=2, sort_keys=sort_keys)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

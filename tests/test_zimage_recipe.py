@@ -186,7 +186,8 @@ def test_half_precision_rematerialisation_and_unrolling_follow_full_precision(in
     _, exact, _ = runs.train(task_of(settings))
     _, flat, _ = runs.train(task_of(settings | {"unroll": True}))
     half = {"network.dtype": "bfloat16", "network.frozen_dtype": "bfloat16", "data.dtype": "bfloat16"}
-    task = task_of(settings | half | {"data.encoder_dtype": "bfloat16", "network.remat": "blocks", "network.vae_remat": "products", "rewards.remat": "products"})
+    remat = {"network.remat": "blocks", "network.vae_remat": "products", "rewards.remat": "products"}
+    task = task_of(settings | half | remat | {"data.encoder_dtype": "bfloat16"})
     runs.assert_half_follows(task, exact)
     for name in ("ta_loss", "gap", "reward/hps"):
         assert flat[name] == pytest.approx(exact[name], rel=1e-4), name

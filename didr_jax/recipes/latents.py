@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from didr_jax.config import require_choice
 from didr_jax.models.attention import BACKENDS
 from didr_jax.models.published import PIPELINES
-from didr_jax.models.remat import REMAT
 from didr_jax.models.vae import AutoencoderKL, VAEConfig
 from didr_jax.recipes.backbone import cast
 from didr_jax.types import Array, InputError, PyTree
@@ -77,7 +76,6 @@ def decoder(
     """
     knobs, image = config.network, config.image
     require_choice("network.vae_attention", knobs.vae_attention, BACKENDS)
-    require_choice("network.vae_remat", knobs.vae_remat, REMAT)
     arch, dtype = VAEConfig.from_json(raw), jnp.dtype(knobs.vae_dtype)
     vae = AutoencoderKL(arch, backend=knobs.vae_attention, remat=knobs.vae_remat, dtype=dtype)
 

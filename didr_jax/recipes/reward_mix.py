@@ -3,9 +3,7 @@
 import jax.numpy as jnp
 
 from didr_jax import rewards
-from didr_jax.config import require_choice
 from didr_jax.diffused_reward import ESTIMATORS, resolve
-from didr_jax.models.remat import REMAT
 from didr_jax.rewards import RewardMix, RewardModel
 from didr_jax.types import InputError
 
@@ -49,7 +47,6 @@ def _options(section, name: str, clip_tokenizer: str | None) -> dict:
 
 
 def _kinds(section) -> dict:
-    require_choice("rewards.remat", section.remat, REMAT)
     return {"dtype": jnp.dtype(section.dtype), "remat": section.remat}
 
 

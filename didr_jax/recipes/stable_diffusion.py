@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from didr_jax.config import make_few_step, make_schedule, require_choice
 from didr_jax.models.attention import BACKENDS
-from didr_jax.models.remat import REMAT
 from didr_jax.models.unet import UNet
 from didr_jax.models.unet_config import UNetConfig
 from didr_jax.models.vae import VAEConfig
@@ -47,7 +46,6 @@ def stable_diffusion(config) -> Backbone:
         require_parts(base, "weights.base", [*parts(xl), "unet", "vae"])
     for name in ("attention", "cross_attention"):
         require_choice(f"network.{name}", knobs[name], BACKENDS)
-    require_choice("network.remat", knobs.remat, REMAT)
 
     vae, vae_shapes, load_vae, decode = decoder(config, base, raw["vae"])
     event_shape = _latent_shape(config, arch, vae)

@@ -22,7 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from didr_jax import lora
+from didr_jax.config import require_choice
 from didr_jax.diffusion import to_x0
+from didr_jax.models.remat import REMAT
 from didr_jax.parallel import shardings
 from didr_jax.prompts import read_prompts
 from didr_jax.recipes.backbone import Backbone, cast
@@ -67,6 +69,8 @@ class TextToImage:
     def check(self, mode: str) -> None:
         """Raises InputError for anything that the mode would stumble over later."""
         config = self.config
+        for part, knob in (("network", "remat"), ("network", "vae_remat"), ("rewards", "remat")):
+            require_choice(f"{part}.{knob}", config[part][knob], REMAT)
         if mode == "score":
             if not chosen(config.rewards):
                 raise InputError("--mode=score has no reward: set config.rewards.hps or another")

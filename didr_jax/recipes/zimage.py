@@ -24,7 +24,6 @@ import jax.numpy as jnp
 
 from didr_jax.config import make_few_step, make_schedule, require_choice
 from didr_jax.models.attention import BACKENDS
-from didr_jax.models.remat import REMAT
 from didr_jax.models.qwen3 import Qwen3Config
 from didr_jax.models.zimage import ZImageTransformer
 from didr_jax.models.zimage_config import ZImageConfig
@@ -55,7 +54,6 @@ def zimage(config) -> Backbone:
     if given := config.weights.base:
         require_parts(base, "weights.base", ("scheduler", *PARTS))
     require_choice("network.attention", knobs.attention, BACKENDS)
-    require_choice("network.remat", knobs.remat, REMAT)
     require_choice("data.encoder_dtype", data.encoder_dtype, ("bfloat16", "float32"))
     raw = architecture(config, "transformer", "vae")
     arch = ZImageConfig.from_json(raw["transformer"])
