@@ -244,13 +244,25 @@ def report(measured, settings):
         rows = [[label(s), str(cost(s))] + [pair(measured[name, r][s]) for r in rewards] for s in settings]
         parts += [f"### `{name}`: rms / bias by reward, mean over t and β", table(["estimator", "cost"] + rewards, rows)]
     r = measured["plane", "c=.18"]
-    rows = [[label(s), str(cost(s))] + [f"{r[s][0][b].mean():.2f} / {r[s][1][b].mean():.2f}" for b in range(len(BETAS))] for s in settings]
-    parts += ["### `plane`, c=.18: rms / bias by β, mean over t", table(["estimator", "cost"] + [f"β={b:g}" for b in BETAS], rows)]
+    rows = [
+        [label(s), str(cost(s))] + [f"{r[s][0][b].mean():.2f} / {r[s][1][b].mean():.2f}" for b in range(len(BETAS))]
+        for s in settings
+    ]
+    parts += [
+        "### `plane`, c=.18: rms / bias by β, mean over t",
+        table(["estimator", "cost"] + [f"β={b:g}" for b in BETAS], rows),
+    ]
     for name, reward in (("plane", "c=.18"), ("space16", "ridge"), ("space16", "tanh")):
         r = measured[name, reward]
         b4, b1 = BETAS.index(4.0), BETAS.index(1.0)
-        rows = [[label(s), str(cost(s))] + [f"{r[s][0][b4, i]:.2f} / {r[s][0][b1, i]:.2f}" for i in range(len(TIMES))] for s in settings]
-        parts += [f"### `{name}`, {reward}: rms by t, β=4 / β=1", table(["estimator", "cost"] + [f"t={t:g}" for t in TIMES], rows)]
+        rows = [
+            [label(s), str(cost(s))] + [f"{r[s][0][b4, i]:.2f} / {r[s][0][b1, i]:.2f}" for i in range(len(TIMES))]
+            for s in settings
+        ]
+        parts += [
+            f"### `{name}`, {reward}: rms by t, β=4 / β=1",
+            table(["estimator", "cost"] + [f"t={t:g}" for t in TIMES], rows),
+        ]
     return "\n\n".join(parts)
 
 
@@ -267,7 +279,9 @@ def plot(measured, path):
         for setting, (rms, _) in measured[name, reward].items():
             curves.setdefault(setting[0], []).append((cost(setting), rms))
         for estimator, curve in curves.items():
-            (line,) = top.plot([c for c, _ in curve], [max(r.mean(), 1e-3) for _, r in curve], "o-", label=estimator, markersize=4)
+            (line,) = top.plot(
+                [c for c, _ in curve], [max(r.mean(), 1e-3) for _, r in curve], "o-", label=estimator, markersize=4
+            )
             if estimator in ("drp", "implicit", "covariance_cv", "shifted", "conjugate"):
                 first = curve[0][1][BETAS.index(1.0)]
                 bottom.plot(TIMES, np.maximum(first, 1e-3), "-", color=line.get_color(), label=f"{estimator}, cost {curve[0][0]}")

@@ -18,7 +18,15 @@ import optax
 from didr_jax.diffusion import to_x0
 from didr_jax.objectives import denoising_loss
 
-SETTINGS = [("drp", None), ("implicit", None), ("conjugate", 0.5), ("conjugate", 1.0), ("conjugate", 2.0), ("conjugate", 4.0), ("conjugate", None)]
+SETTINGS = [
+    ("drp", None),
+    ("implicit", None),
+    ("conjugate", 0.5),
+    ("conjugate", 1.0),
+    ("conjugate", 2.0),
+    ("conjugate", 4.0),
+    ("conjugate", None),
+]
 REWARDS = ["linear", "ridge", "tanh"]
 
 
@@ -73,7 +81,10 @@ def main():
                 rms, _ = bench.relative(*bench.errors(denoiser, (estimator, 1, 1), max_shift, 1, *given))
                 columns.setdefault((estimator, max_shift), []).extend([rms[1].mean(), rms[3].mean(), rms[3, -1]])
         header = ["estimator", "max_shift"] + [f"{r}: {what}" for r in REWARDS for what in ("β=4", "β=1", "β=1, t=.95")]
-        rows = [[f"`{e}`", "–" if e != "conjugate" else str(m)] + [f"{v:.2f}" for v in np.array(values)] for (e, m), values in columns.items()]
+        rows = [
+            [f"`{e}`", "–" if e != "conjugate" else str(m)] + [f"{v:.2f}" for v in np.array(values)]
+            for (e, m), values in columns.items()
+        ]
         print(f"\n### `{name}`, learned denoiser: rms, mean over t\n\n" + bench.table(header, rows), flush=True)
 
 

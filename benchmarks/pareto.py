@@ -15,10 +15,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from didr_jax import recipes
-from didr_jax.config import validate
-from didr_jax.metrics import RunLog
-from didr_jax.train import train
-from didr_jax.workdir import claim_workdir
+from didr_jax.training.loop import train
+from didr_jax.training.metrics import RunLog
+from didr_jax.training.validate import validate
+from didr_jax.training.workdir import claim_workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/pareto", "Where everything goes.")

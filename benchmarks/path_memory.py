@@ -35,9 +35,9 @@ def gradient_of_reward(config, num_steps: int):
     import jax.numpy as jnp
 
     from didr_jax.diffusion import to_x0
-    from didr_jax.recipes.reward_mix import outline_mix
-    from didr_jax.recipes.stable_diffusion import stable_diffusion
-    from didr_jax.recipes.backbone import cast
+    from didr_jax.recipes.text_to_image.backbone import cast
+    from didr_jax.recipes.text_to_image.rewards import outline_mix
+    from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion
     from didr_jax.sampling import denoise
 
     backbone, mix = stable_diffusion(config), outline_mix("didr", config.rewards)
@@ -60,9 +60,10 @@ def main(argv):
 
     from benchmarks import tiny_sdxl
     from configs import sdxl
-    from didr_jax.parallel import with_places
-    from didr_jax.plan import _refusal
-    from didr_jax.targets import GIB, target
+    from didr_jax.planning.plan import _refusal
+    from didr_jax.planning.targets import target
+    from didr_jax.training.chips import GIB
+    from didr_jax.training.parallel import with_places
 
     machine = target(TOPOLOGY.value, EFFORT.value)
     place = SingleDeviceSharding(machine.devices()[0])

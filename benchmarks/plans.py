@@ -27,8 +27,9 @@ UTILISATION = flags.DEFINE_float("utilisation", 0.4, "of the peak")
 
 def main(argv):
     from didr_jax import recipes
-    from didr_jax.plan import make_plan
-    from didr_jax.targets import GIB, target
+    from didr_jax.planning.plan import make_plan
+    from didr_jax.planning.targets import target
+    from didr_jax.training.chips import GIB
 
     print("| trained | machine | held, GiB | of | micro_batches | s/step | images/s |\n|---|---|--:|--:|--:|--:|--:|")
     for train in ("full", "lora"):

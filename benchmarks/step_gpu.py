@@ -9,7 +9,7 @@ reward (K = 1) through VAE and HPSv2.1, decoding and scoring for the log, AdamW,
 bfloat16, VAE and reward in float32 (TF32 products), recomputing as --remat says.  Torch runs diffusers' and transformers'
 networks, compiled (torch_step.py).  Each side runs in its own process.
 
-Utilisation is operations (`didr_jax.flops`) over the rate of a large bfloat16 product measured in the same process:
+Utilisation is operations (`didr_jax.training.flops`) over the rate of a large bfloat16 product measured in the same process:
 `useful` without what rematerialisation computes again, `done` with it.
 """
 
@@ -61,8 +61,9 @@ def jax_side() -> dict:
     import jax
     import jax.numpy as jnp
 
-    from didr_jax import flops, recipes, startup
-    from didr_jax.parallel import make_mesh, shardings
+    from didr_jax import recipes
+    from didr_jax.training import flops, startup
+    from didr_jax.training.parallel import make_mesh, shardings
 
     config = settings()
     config.compiler.flags = "gpu" if not TINY.value else "default"

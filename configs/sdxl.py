@@ -11,8 +11,8 @@ run (arXiv 2405.14867 and its code); [ours] have no published counterpart.
 
 import ml_collections
 
-from configs.text_to_image import text_to_image
 from didr_jax.config import game
+from didr_jax.recipes.text_to_image.knobs import text_to_image
 
 
 def get_config() -> ml_collections.ConfigDict:

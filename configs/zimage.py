@@ -13,8 +13,8 @@ whose it is.
 
 import ml_collections
 
-from configs.text_to_image import text_to_image
 from didr_jax.config import game
+from didr_jax.recipes.text_to_image.knobs import text_to_image
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -5,14 +5,14 @@ The names a notebook needs; everything else is one module away.
 
 from didr_jax import closed_form, diffusion, objectives, schedules
 from didr_jax.diffused_reward import ESTIMATORS, diffused_reward_score
-from didr_jax.objectives import OBJECTIVES, Nets, Settings
+from didr_jax.objectives import OBJECTIVES, Bound, Settings
 from didr_jax.sampling import denoise
 from didr_jax.schedules import Schedule
 
 __all__ = [
     "ESTIMATORS",
     "OBJECTIVES",
-    "Nets",
+    "Bound",
     "Schedule",
     "Settings",
     "closed_form",

@@ -7,17 +7,19 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from didr_jax import recipes
-from didr_jax.config import flatten, nearest, validate
-from didr_jax.exits import RunStopped
-from didr_jax.metrics import RunLog
-from didr_jax.parallel import to_host
-from didr_jax.plan import make_plan
-from didr_jax.plan_report import report
-from didr_jax.startup import first, leave, on_first, start
-from didr_jax.targets import target
-from didr_jax.train import load_products, train
+from didr_jax.checks import nearest
+from didr_jax.config import flatten
+from didr_jax.planning.plan import make_plan
+from didr_jax.planning.report import report
+from didr_jax.planning.targets import target
+from didr_jax.training.exits import RunStopped
+from didr_jax.training.loop import load_products, train
+from didr_jax.training.metrics import RunLog
+from didr_jax.training.parallel import to_host
+from didr_jax.training.startup import is_first_process, leave, on_first, start
+from didr_jax.training.validate import validate
+from didr_jax.training.workdir import claim_workdir, lock
 from didr_jax.types import InputError
-from didr_jax.workdir import claim_workdir, lock
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
@@ -39,7 +41,7 @@ def _evaluate(recipe, config, workdir: str, log: RunLog) -> None:
 def _report(write, products: dict, workdir: str, log: RunLog) -> None:
     """Process 0 reports, on its own, from whole copies of the parameters."""
     products = to_host(products)
-    if first():
+    if is_first_process():
         write(products, workdir, log)
 
 
@@ -48,7 +50,7 @@ def _export(recipe, config, workdir: str, log: RunLog) -> None:
 
 
 def _score(recipe, config, workdir: str, log: RunLog) -> None:
-    if first():
+    if is_first_process():
         recipe.score(workdir, log)
 
 
@@ -62,7 +64,6 @@ def _compile(config) -> None:
     recipe = recipes.build(config)
     _check(recipe, config, "compile")
     print(report(make_plan(recipe.outline(), config, machine), config))
-
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -97,7 +98,7 @@ def _explain(argv: list[str], error: Exception) -> str:
     for argument in argv[1:]:
         key = argument.split("=", 1)[0]
         if known and key.startswith(prefix) and key[len(prefix) :] not in known:
-            return f"{key} is not a config key; {nearest(key[len(prefix):], known)}"
+            return f"{key} is not a config key; {nearest(key[len(prefix) :], known)}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -127,7 +128,7 @@ def _run(_argv: list[str]) -> None:
     except InputError as error:
         _refuse(error)
     except RunStopped as stopped:
-        if first() or not stopped.everywhere:
+        if is_first_process() or not stopped.everywhere:
             print(f"didr_jax: {stopped}", file=sys.stderr)
         if stopped.everywhere:
             leave()

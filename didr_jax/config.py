@@ -1,23 +1,13 @@
-"""Every knob that recipes share, once, with its meaning and unit; and the checks made before work starts.
+"""Every knob that recipes share, once, with its meaning and unit.
 
 A recipe file in `configs/` calls `base()`, sets what differs and adds the knobs of its own data and
 networks.  Values marked [ours] have no published counterpart.
 """
 
-import difflib
 import json
 
 import ml_collections
 from ml_collections import config_dict
-
-from didr_jax.diffused_reward import ESTIMATORS
-from didr_jax.diffusion import PREDICTIONS
-from didr_jax.few_step import SOLVERS, FewStep
-from didr_jax.objectives import OBJECTIVES, WEIGHTINGS
-from didr_jax.optim import OPTIMIZERS
-from didr_jax.parallel import parse_rules
-from didr_jax.schedules import SCHEDULES, Schedule
-from didr_jax.types import InputError
 
 
 def _section(**knobs) -> ml_collections.ConfigDict:
@@ -98,7 +88,7 @@ def base() -> ml_collections.ConfigDict:
             tensorboard=False,  # write TensorBoard event files beside metrics.jsonl
             service="",  # send the figures to a tracking service as well: wandb | trackio
             project="didr_jax",  # the service's name for a group of runs
-            peak_tflops=0.0,  # of one device, for the log's utilisation; 0: that of a chip in didr_jax.targets, if it is one
+            peak_tflops=0.0,  # of one device, for the log's utilisation; 0: that of a chip in didr_jax.planning.targets, if it is one
         ),
         checkpoint=_section(
             every=100,  # steps between saves
@@ -115,7 +105,7 @@ def base() -> ml_collections.ConfigDict:
             first=10,  # how many steps after the stage's (re)start
             steps=3,  # how many steps long
         ),
-        mesh=_section(  # sizes multiply to the number of devices; -1: what is left (didr_jax.parallel)
+        mesh=_section(  # sizes multiply to the number of devices; -1: what is left (didr_jax.training.parallel)
             data=-1,  # splits batches, copies parameters
             fsdp=1,  # splits batches and parameters
             tensor=1,  # splits parameters, by the rules
@@ -142,111 +132,6 @@ def base() -> ml_collections.ConfigDict:
             cache="",  # directory where compiled programs are kept between runs; empty: nowhere
         ),
     )
-
-
-def nearest(name: str, known) -> str:
-    """` Did you mean a, b?`, or the list of what is known."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
-
-
-def require_choice(where: str, value: str, known) -> None:
-    if value not in known:
-        raise InputError(f"config.{where} = {value!r} is not known; {nearest(value, known)}")
-
-
-def _require(ok: bool, where: str, value, rule: str) -> None:
-    if not ok:
-        raise InputError(f"config.{where} = {value!r}: {rule}")
-
-
-def make_schedule(config) -> Schedule:
-    """The schedule of a config; its further knobs are the schedule's own arguments."""
-    require_choice("schedule.name", config.schedule.name, SCHEDULES)
-    arguments = {k: v for k, v in config.schedule.items() if k != "name"}
-    try:
-        return SCHEDULES[config.schedule.name](**arguments)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"config.schedule: {error}") from None
-
-
-def make_few_step(config, schedule: Schedule) -> FewStep:
-    """The steps of a config's generator: `network.generator_timesteps` of a discrete schedule as they are listed,
-    or `network.generator_steps` times from `network.generator_time` on (without that knob: from the noisiest).
-
-    Raises:
-      InputError: impossible steps, or a stage whose range of noise levels leaves one of them none to be compared at.
-    """
-    knobs = config.network
-    require_choice("network.generator_solver", knobs.generator_solver, SOLVERS)
-    try:
-        if "generator_timesteps" in knobs:
-            times = tuple(t / schedule.num_timesteps for t in knobs.generator_timesteps)
-            steps = FewStep(schedule, times, knobs.generator_solver)
-        else:
-            first = knobs.get("generator_time", schedule.t_max)
-            steps = FewStep.even(schedule, first, knobs.generator_steps, knobs.generator_solver)
-    except ValueError as error:
-        raise InputError(f"config.network: {error}") from None
-    for name in config.stages:
-        for who in ("generator", "ta") if "objective" in config[name] else ():
-            low, high = config[name][f"{who}_t_min"], config[name][f"{who}_t_max"]
-            rule = f"the generator's steps at {steps.times} are compared at the levels between them; leave each some"
-            _require(all(low < t < high for t in steps.times[1:]), f"{name}.{who}_t_min, {who}_t_max", (low, high), rule)
-    return steps
-
-
-def validate(config) -> None:
-    """Raises InputError, naming the key, for any value that would fail or mislead later."""
-    schedule = make_schedule(config)
-    _require(len(config.stages) > 0, "stages", config.stages, "name at least one stage")
-    _require(config.log.every >= 1, "log.every", config.log.every, "must be at least 1")
-    _require(config.checkpoint.every >= 1, "checkpoint.every", config.checkpoint.every, "must be at least 1")
-    _require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "must be at least 1")
-    _require(config.checkpoint.keep_every >= 0, "checkpoint.keep_every", config.checkpoint.keep_every, "must be 0 or more")
-    require_choice("checkpoint.best_mode", config.checkpoint.best_mode, ("max", "min"))
-    _require(config.log.peak_tflops >= 0, "log.peak_tflops", config.log.peak_tflops, "must not be negative")
-    require_choice("log.service", config.log.service, ("", "wandb", "trackio"))
-    _require(config.watch.patience >= 1, "watch.patience", config.watch.patience, "must be at least 1")
-    require_choice("profile.stage", config.profile.stage, ("", *config.stages))
-    parse_rules(config.mesh.rules)
-    _require(0 < config.compile.utilisation <= 1, "compile.utilisation", config.compile.utilisation, "must lie in (0, 1]")
-    _require(-1 <= config.compile.effort <= 1, "compile.effort", config.compile.effort, "must lie in [-1, 1]")
-    for name in config.stages:
-        _require(name in config, "stages", config.stages, f"config has no section {name!r}")
-        stage = config[name]
-        _require(stage.steps >= 1, f"{name}.steps", stage.steps, "must be at least 1")
-        _require(stage.batch_size >= 1, f"{name}.batch_size", stage.batch_size, "must be at least 1")
-        _require(stage.micro_batches >= 1, f"{name}.micro_batches", stage.micro_batches, "must be at least 1")
-        if "objective" in stage:
-            _validate_game(name, stage, schedule)
-        for part in ("optimizer", "generator_optimizer", "ta_optimizer"):
-            if part in stage:
-                require_choice(f"{name}.{part}.name", stage[part].name, OPTIMIZERS)
-                _require(stage[part].lr > 0, f"{name}.{part}.lr", stage[part].lr, "must be positive")
-                require_choice(f"{name}.{part}.moment_dtype", stage[part].moment_dtype, ("float32", "bfloat16"))
-
-
-def _validate_game(name: str, stage, schedule: Schedule) -> None:
-    require_choice(f"{name}.objective", stage.objective, OBJECTIVES)
-    require_choice(f"{name}.estimator", stage.estimator, ("auto", *ESTIMATORS))
-    require_choice(f"{name}.weighting", stage.weighting, WEIGHTINGS)
-    require_choice(f"{name}.ta_weighting", stage.ta_weighting, PREDICTIONS)
-    _require(stage.beta > 0, f"{name}.beta", stage.beta, "the temperature of the tilt must be positive")
-    _require(stage.num_steps >= 1, f"{name}.num_steps", stage.num_steps, "K must be at least 1")
-    _require(stage.num_samples >= 1, f"{name}.num_samples", stage.num_samples, "N must be at least 1")
-    _require(stage.max_shift >= 0, f"{name}.max_shift", stage.max_shift, "must not be negative; 0 means no limit")
-    _require(0 <= stage.stochasticity <= 1, f"{name}.stochasticity", stage.stochasticity, "must lie in [0, 1]")
-    _require(stage.ta_updates >= 1, f"{name}.ta_updates", stage.ta_updates, "must be at least 1")
-    if stage.trust_radius is not None:
-        _require(stage.trust_radius > 0, f"{name}.trust_radius", stage.trust_radius, "must be positive, or None")
-    for who in ("generator", "ta"):
-        low, high = stage[f"{who}_t_min"], stage[f"{who}_t_max"]
-        inside = schedule.t_min <= low < high <= schedule.t_max
-        rule = f"need {schedule.t_min} <= t_min < t_max <= {schedule.t_max}, the times of the {schedule.name} schedule"
-        _require(inside, f"{name}.{who}_t_min, {name}.{who}_t_max", (low, high), rule)
-        clean = float(schedule.sigma(low)) <= 0
-        _require(not clean, f"{name}.{who}_t_min", low, "the schedule has no noise there, so scores are undefined")
 
 
 def flatten(config) -> dict:

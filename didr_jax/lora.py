@@ -112,9 +112,7 @@ def merge(params: PyTree, lora: PyTree, alpha: float) -> PyTree:
     return unflatten_dict(flat)
 
 
-def save(
-    path: str | os.PathLike, lora: PyTree, alpha: float, table: Sequence[Rule], *, prefix: str, dtype: Any = None
-) -> None:
+def save(path: str | os.PathLike, lora: PyTree, alpha: float, table: Sequence[Rule], *, prefix: str, dtype: Any = None) -> None:
     """Writes the adapters as diffusers' `load_lora_weights` and peft read them.
 
     The scale alpha/rank is multiplied into B: readers that are given no alpha take it to be the rank.

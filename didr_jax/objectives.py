@@ -40,7 +40,7 @@ Guidance = Callable[[Array, Array, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Nets:
+class Bound:
     """What an objective may call; conditions and parameters are closed over.
 
     Attributes:
@@ -95,20 +95,20 @@ def _norm(x: Array) -> Array:
     return jnp.sqrt(_square(x))
 
 
-def _weight(name: str, nets: Nets, x0: Array, x_r: Array, t: Array) -> Array:
+def _weight(name: str, nets: Bound, x0: Array, x_r: Array, t: Array) -> Array:
     α, σ = signal_and_noise(nets.schedule, t, x0)
     return jax.lax.stop_gradient(WEIGHTINGS[name](x0, x_r, α, σ))
 
 
-def _reward_gradient(nets: Nets, x0: Array) -> Array:
+def _reward_gradient(nets: Bound, x0: Array) -> Array:
     return jax.grad(lambda x: jnp.sum(nets.reward(x)))(x0)
 
 
-def _guided(nets: Nets, x_t: Array, t: Array, x_c: Array) -> Array:
+def _guided(nets: Bound, x_t: Array, t: Array, x_c: Array) -> Array:
     return x_c if nets.guidance is None else nets.guidance(x_t, t, x_c)
 
 
-def di(x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Nets, settings: Settings) -> tuple[Array, dict]:
+def di(x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Bound, settings: Settings) -> tuple[Array, dict]:
     """Diff-Instruct, equation (1).  All objectives share this signature.
 
     Args:
@@ -167,7 +167,7 @@ def dipp(x0, noise, t, key, nets, settings):
     return _with_clean_reward(di, x0, noise, t, key, nets, settings)
 
 
-def sim(x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Nets, settings: Settings) -> tuple[Array, dict]:
+def sim(x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Bound, settings: Settings) -> tuple[Array, dict]:
     """Score implicit matching with the pseudo-Huber distance of width `settings.huber`, equation (5)."""
 
     def loss(x0):
@@ -202,7 +202,7 @@ def _with_clean_reward(divergence, x0, noise, t, key, nets, settings):
     return gradient - pull, aux | {"tilt": _norm(pull)}
 
 
-Objective = Callable[[Array, Array, Array, PRNGKey, Nets, Settings], tuple[Array, dict]]
+Objective = Callable[[Array, Array, Array, PRNGKey, Bound, Settings], tuple[Array, dict]]
 
 OBJECTIVES: dict[str, Objective] = {
     "di": di,

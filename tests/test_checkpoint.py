@@ -7,13 +7,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
-
-from didr_jax import checkpoint
-from didr_jax.checkpoint import Checkpoints
-from didr_jax.exits import CannotSave
-from didr_jax.state import FitState
-from didr_jax.types import InputError
 from tiny_runs import tiny, train_tiny
+
+from didr_jax.training import checkpoint
+from didr_jax.training.checkpoint import Checkpoints
+from didr_jax.training.exits import CannotSave
+from didr_jax.training.state import FitState
+from didr_jax.types import InputError
 
 
 def state(value=1.0, rows=32):

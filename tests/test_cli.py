@@ -8,9 +8,9 @@ import pytest
 
 from configs import digits
 from didr_jax import recipes
-from didr_jax.config import validate
+from didr_jax.training.validate import validate
+from didr_jax.training.workdir import claim_workdir
 from didr_jax.types import InputError
-from didr_jax.workdir import claim_workdir
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -219,9 +219,7 @@ def ask_mixture(estimator="drp", reward=QuadraticReward(SLOPE, 0.18, CENTER), de
     schedule = SCHEDULES["cosine"]
     x_t, t = mixture_points(schedule, per_time=2)
     options = {"beta": 1.0, "num_samples": 3, "key": KEY} | options
-    return diffused_reward_score(
-        reward, denoiser or MIXTURE.denoiser(schedule), schedule, x_t, t, estimator=estimator, **options
-    )
+    return diffused_reward_score(reward, denoiser or MIXTURE.denoiser(schedule), schedule, x_t, t, estimator=estimator, **options)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -254,7 +252,9 @@ def test_denoiser_may_be_a_black_box(name):
         return jax.pure_callback(call, jax.ShapeDtypeStruct(x.shape, x.dtype), x, t, vmap_method="sequential")
 
     options = {"num_steps": 3, "max_shift": None}
-    np.testing.assert_allclose(ask_mixture(name, denoiser=black_box, **options), ask_mixture(name, **options), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        ask_mixture(name, denoiser=black_box, **options), ask_mixture(name, **options), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_reward_may_be_a_black_box():

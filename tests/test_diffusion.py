@@ -54,6 +54,4 @@ def test_guidance_commutes_with_conversion(kind):
     schedule = schedules.cosine()
     a, b, t, x_t = draw(schedule)
     guided = diffusion.guide(diffusion.to_x0(kind, a, x_t, t, schedule), diffusion.to_x0(kind, b, x_t, t, schedule), 4.0)
-    np.testing.assert_allclose(
-        guided, diffusion.to_x0(kind, diffusion.guide(a, b, 4.0), x_t, t, schedule), rtol=1e-3, atol=1e-3
-    )
+    np.testing.assert_allclose(guided, diffusion.to_x0(kind, diffusion.guide(a, b, 4.0), x_t, t, schedule), rtol=1e-3, atol=1e-3)

@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_runs import REPO, tiny, train_tiny
 
 from didr_jax import closed_form
-from didr_jax.config import make_schedule
-from didr_jax.exits import CannotSave, NotFinite, Preempted
-from didr_jax.metrics import RunLog, read_metrics
-from didr_jax.stages import game_stage
-from didr_jax.step import Roles
-from didr_jax.train import Recipe
+from didr_jax.builders import make_schedule
+from didr_jax.training.exits import CannotSave, NotFinite, Preempted
+from didr_jax.training.loop import Recipe
+from didr_jax.training.metrics import RunLog, read_metrics
+from didr_jax.training.stages import game_stage
+from didr_jax.training.step import Networks
+from didr_jax.training.watch import bad_parts
+from didr_jax.training.workdir import lock
 from didr_jax.types import InputError
-from didr_jax.watch import bad_parts
-from didr_jax.workdir import lock
-from tiny_runs import REPO, tiny, train_tiny
 
 ONE = {"stages": ("pretrain",)}
 
@@ -69,7 +69,7 @@ def linear_recipe(config, reward=lambda r: r, gradient=lambda g: g) -> Recipe:
     schedule = make_schedule(config)
     reference = closed_form.GaussianMixture.of([[1.0, 1.0]], std=0.7).denoiser(schedule)
     linear = lambda p, x, *_: x @ p["w"]
-    roles = Roles(
+    roles = Networks(
         schedule=schedule,
         event_shape=(2,),
         reference=lambda frozen, x_t, t, c: reference(x_t, t),
@@ -224,7 +224,7 @@ def test_a_profiler_window_leaves_a_trace(tmp_path):
 
 
 def test_a_second_live_run_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
-    holder = "import sys, time\nfrom didr_jax.workdir import lock\nwith lock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    holder = "import sys, time\nfrom didr_jax.training.workdir import lock\nwith lock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], cwd=REPO, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     with pytest.raises(InputError, match=f"in use by a live run \\(process {process.pid} on "), lock(str(tmp_path)):
@@ -236,7 +236,13 @@ def test_a_second_live_run_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path)
 
 
 def test_run_py_stops_with_code_75_and_refuses_company(tmp_path):
-    command = [sys.executable, "run.py", "--config=configs/mixture.py", f"--workdir={tmp_path}", "--config.pretrain.steps=1000000"]
+    command = [
+        sys.executable,
+        "run.py",
+        "--config=configs/mixture.py",
+        f"--workdir={tmp_path}",
+        "--config.pretrain.steps=1000000",
+    ]
     first = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert "img" in first.stdout.readline()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from didr_jax.flops import count
+from didr_jax.training.flops import count
 
 
 def shape(*dims):

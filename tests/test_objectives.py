@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from didr_jax import closed_form, diffusion, schedules
-from didr_jax.objectives import OBJECTIVES, WEIGHTINGS, Nets, Settings, denoising_loss, surrogate_loss
+from didr_jax.objectives import OBJECTIVES, WEIGHTINGS, Bound, Settings, denoising_loss, surrogate_loss
 
 SCHEDULE = schedules.cosine()
 REFERENCE = closed_form.GaussianMixture.of([[0.3]], std=0.8)
@@ -24,9 +24,9 @@ MU, STD = -0.4, 1.3
 KEY = jax.random.key(0)
 
 
-def nets(**changes) -> Nets:
+def nets(**changes) -> Bound:
     ta = closed_form.GaussianMixture.of([[MU]], std=STD).denoiser(SCHEDULE)
-    return dataclasses.replace(Nets(SCHEDULE, ta, REFERENCE.denoiser(SCHEDULE), reward=REWARD), **changes)
+    return dataclasses.replace(Bound(SCHEDULE, ta, REFERENCE.denoiser(SCHEDULE), reward=REWARD), **changes)
 
 
 def quadrature(num=40):
@@ -37,7 +37,7 @@ def quadrature(num=40):
     return jnp.asarray(z.reshape(-1, 1)), jnp.asarray(noise.reshape(-1, 1)), jnp.asarray(w.reshape(-1))
 
 
-def parameter_gradient(name: str, nets: Nets, settings: Settings) -> np.ndarray:
+def parameter_gradient(name: str, nets: Bound, settings: Settings) -> np.ndarray:
     """E[G ∂g/∂(μ, s)] of an objective, `[2]`."""
     z, noise, w = quadrature()
     gradient, _ = OBJECTIVES[name](MU + STD * z, noise, jnp.full(len(z), T), KEY, nets, settings)
@@ -46,9 +46,12 @@ def parameter_gradient(name: str, nets: Nets, settings: Settings) -> np.ndarray:
 
 def kl_gradient(target_mean: float, target_variance: float) -> np.ndarray:
     """∂/∂(μ, s) of KL(N(αμ, α²s² + σ²) ‖ N(target))."""
-    kl = lambda p: 0.5 * (
-        (ALPHA**2 * p[1] ** 2 + SIGMA**2 + (ALPHA * p[0] - target_mean) ** 2) / target_variance
-        - jnp.log(ALPHA**2 * p[1] ** 2 + SIGMA**2)
+    kl = lambda p: (
+        0.5
+        * (
+            (ALPHA**2 * p[1] ** 2 + SIGMA**2 + (ALPHA * p[0] - target_mean) ** 2) / target_variance
+            - jnp.log(ALPHA**2 * p[1] ** 2 + SIGMA**2)
+        )
     )
     return np.asarray(jax.grad(kl)(jnp.array([MU, STD])))
 
@@ -123,9 +126,9 @@ def random_batch(shape=(16, 4, 4, 3), seed=2):
     return x0, noise, jax.random.uniform(keys[3], shape[:1], minval=0.1, maxval=0.9), weight
 
 
-def random_nets(weight, **changes) -> Nets:
+def random_nets(weight, **changes) -> Bound:
     """Nonlinear stand-ins on image-shaped samples; conditions closed over as `weight`."""
-    base = Nets(
+    base = Bound(
         SCHEDULE,
         ta=lambda x, t: jnp.tanh(x + weight),
         reference=lambda x, t: jnp.sin(x * weight),
@@ -139,7 +142,7 @@ def random_nets(weight, **changes) -> Nets:
 def test_without_reward_didr_is_di_and_dmd2_to_the_last_bit(jit):
     x0, noise, t, weight = random_batch()
     off = random_nets(weight, reward=None)
-    run = lambda name: (lambda x, e, t: OBJECTIVES[name](x, e, t, KEY, off, Settings())[0])
+    run = lambda name: lambda x, e, t: OBJECTIVES[name](x, e, t, KEY, off, Settings())[0]
     outputs = {n: (jax.jit(run(n)) if jit else run(n))(x0, noise, t) for n in ("didr", "di", "dmd2", "dipp")}
     for name in ("di", "dmd2", "dipp"):
         np.testing.assert_array_equal(outputs["didr"], outputs[name])

@@ -13,10 +13,10 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from configs import sdxl  # noqa: E402
-from didr_jax.parallel import create, make_mesh, shardings  # noqa: E402
-from didr_jax.recipes.outline import Outline  # noqa: E402
-from didr_jax.recipes.stable_diffusion import stable_diffusion  # noqa: E402
-from didr_jax.recipes.text_to_image import TextToImage  # noqa: E402
+from didr_jax.recipes.text_to_image.outline import Outline  # noqa: E402
+from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion  # noqa: E402
+from didr_jax.recipes.text_to_image.task import TextToImage  # noqa: E402
+from didr_jax.training.parallel import create, make_mesh, shardings  # noqa: E402
 from tests import tiny_pipeline as tiny  # noqa: E402
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

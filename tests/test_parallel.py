@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-
-from didr_jax import startup
-from didr_jax.parallel import AXES, check_batches, make_mesh, parse_rules, shard_rows, spec_of
-from didr_jax.types import InputError
 from tiny_runs import REPO, tiny
+
+from didr_jax.training import startup
+from didr_jax.training.parallel import AXES, check_batches, make_mesh, parse_rules, shard_rows, spec_of
+from didr_jax.types import InputError
 
 MESH = jax.sharding.AbstractMesh((2, 4, 2), AXES)
 
@@ -78,7 +78,7 @@ PROGRAM = """
     import jax, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec as P
     from didr_jax import recipes
-    from didr_jax.parallel import ROWS, make_mesh, path_of, shardings, with_places
+    from didr_jax.training.parallel import ROWS, make_mesh, path_of, shardings, with_places
     from tiny_runs import tiny
 
     def compiled(**overrides):

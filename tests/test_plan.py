@@ -13,13 +13,15 @@ import jax.numpy as jnp
 import pytest
 
 from configs import sd15, sdxl, zimage
-from didr_jax import plan, recipes, targets
-from didr_jax.config import validate
-from didr_jax.flops import count
+from didr_jax import recipes
 from didr_jax.models.published import PIPELINES
-from didr_jax.plan_report import remedies, report
-from didr_jax.recipes.reward_mix import outline_mix
-from didr_jax.recipes.stable_diffusion import stable_diffusion
+from didr_jax.planning import plan, targets
+from didr_jax.planning.report import remedies, report
+from didr_jax.recipes.text_to_image.rewards import outline_mix
+from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion
+from didr_jax.training import chips
+from didr_jax.training.flops import count
+from didr_jax.training.validate import validate
 from didr_jax.types import InputError
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -106,10 +108,10 @@ PROGRAM = """
     import jax
     from didr_jax import recipes
     from didr_jax.models.published import PIPELINES
-    from didr_jax.parallel import create, make_mesh, put, put_batch, shardings
-    from didr_jax.plan import make_plan
-    from didr_jax.targets import target
-    from didr_jax.train import with_places
+    from didr_jax.training.parallel import create, make_mesh, put, put_batch, shardings
+    from didr_jax.planning.plan import make_plan
+    from didr_jax.planning.targets import target
+    from didr_jax.training.loop import with_places
     import jax.numpy as jnp
     from test_plan import TINY, tiny
 
@@ -157,26 +159,26 @@ def size_of_tiny():
 
 
 def machine(name="v5e", size=16):
-    return targets.Target(f"{name}:test", targets.CHIPS[name], size, lambda: pytest.fail("nothing is compiled"))
+    return targets.Target(f"{name}:test", chips.CHIPS[name], size, lambda: pytest.fail("nothing is compiled"))
 
 
 def made(needed, refused="", **parts):
     return plan.Plan(
-        machine(), {"data": 16, "fsdp": 1, "tensor": 1}, 128, 1, parts or {"state ta": 2 * targets.GIB}, flops=254e12 * 128,
-        temporaries=needed and needed - 2 * targets.GIB, needed=needed, refused=refused, seconds=1.0,
+        machine(), {"data": 16, "fsdp": 1, "tensor": 1}, 128, 1, parts or {"state ta": 2 * chips.GIB}, flops=254e12 * 128,
+        temporaries=needed and needed - 2 * chips.GIB, needed=needed, refused=refused, seconds=1.0,
     )  # fmt: skip
 
 
 def test_the_verdict_and_what_to_change():
     config = sdxl.get_config()
-    assert made(3 * targets.GIB).fits and made(17 * targets.GIB).fits is False and made(None).fits is None
-    assert made(None, big=17 * targets.GIB).fits is False and made(None, "Ran out of memory").fits is False
-    first, second, *_, last = remedies(made(17 * targets.GIB), config)
+    assert made(3 * chips.GIB).fits and made(17 * chips.GIB).fits is False and made(None).fits is None
+    assert made(None, big=17 * chips.GIB).fits is False and made(None, "Ran out of memory").fits is False
+    first, second, *_, last = remedies(made(17 * chips.GIB), config)
     assert "mesh.fsdp=-1" in first and "micro_batches=8" in second and "larger machine" in last
-    text = report(made(17 * targets.GIB), config)
+    text = report(made(17 * chips.GIB), config)
     assert "does NOT fit" in text and "254 TFLOP" in text
-    assert "remat=products" in report(made(11 * targets.GIB), config)
-    assert "remat=products" not in text + report(made(12 * targets.GIB), config)
+    assert "remat=products" in report(made(11 * chips.GIB), config)
+    assert "remat=products" not in text + report(made(12 * chips.GIB), config)
     seconds = 254e12 * 128 / (16 * 197e12 * 0.4)
     assert made(1).step_seconds(0.4) == pytest.approx(seconds) and f"{seconds:.3g} s" in text
 
@@ -184,13 +186,13 @@ def test_the_verdict_and_what_to_change():
 def test_what_a_compiler_says_of_a_program_that_is_too_large():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 23.51G of 15.75G hbm. Exceeds by 7.76G."
     said, wanted = plan._refusal(message)
-    assert said.startswith("Ran out of memory") and wanted == pytest.approx(23.51 * targets.GIB)
+    assert said.startswith("Ran out of memory") and wanted == pytest.approx(23.51 * chips.GIB)
     message = (  # what libtpu 0.0.42 said of Z-Image on v6e:4x4
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (89.21G) exceeds "
         "available HBM (31.25G)"
     )
-    said, wanted = plan._refusal(message, held=2 * targets.GIB)
-    assert said.startswith("Ran out of memory") and wanted == pytest.approx(91.21 * targets.GIB)
+    said, wanted = plan._refusal(message, held=2 * chips.GIB)
+    assert said.startswith("Ran out of memory") and wanted == pytest.approx(91.21 * chips.GIB)
     assert plan._refusal("INTERNAL: something else") == ("", None)
 
 

@@ -7,16 +7,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from didr_jax.prompts import read_prompts
 from didr_jax.text.cache import cached, digest_files, digest_texts
+from didr_jax.text.prompts import read_prompts
 from didr_jax.types import InputError
 
 PROMPTS = ["ein Haus, groß", 'a "red" cat', "dog"]
 FILES = {
-    "p.txt": "ein Haus, groß\n\n  a \"red\" cat \ndog",
+    "p.txt": 'ein Haus, groß\n\n  a "red" cat \ndog',
     "p.jsonl": "\n".join(json.dumps(row) for row in ({"id": 1, "caption": PROMPTS[0]}, PROMPTS[1], {"prompt": "dog"})),
     "p.csv": 'id,text\n1,"ein Haus, groß"\n2,"a ""red"" cat"\n3,dog\n4,\n',
-    "p.tsv": "caption\tid\nein Haus, groß\t1\n\"a \"\"red\"\" cat\"\t2\ndog\t3\n",
+    "p.tsv": 'caption\tid\nein Haus, groß\t1\n"a ""red"" cat"\t2\ndog\t3\n',
 }
 
 

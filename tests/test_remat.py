@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from didr_jax.flops import count
 from didr_jax.models.attention import attend
 from didr_jax.models.remat import REMAT, rematerialised
+from didr_jax.training.flops import count
 
 TOKENS, WIDTH, HEADS = 64, 8, 2
 

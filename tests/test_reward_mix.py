@@ -7,7 +7,7 @@ import pytest
 
 from didr_jax import rewards
 from didr_jax.rewards import RewardMix, RewardModel, finite_gradient, load, load_mix, summarise
-from didr_jax.tokens import from_utf8, utf8
+from didr_jax.text.tokens import from_utf8, utf8
 from didr_jax.types import InputError
 
 PROMPTS = ["red", "grün", "", "blue"]

@@ -63,9 +63,7 @@ def test_gradient_is_that_of_finite_differences(stochasticity):
     x_t, t = start(schedule, n=1)
     key, direction = jax.random.key(5), jnp.array([[0.6, 0.8]])
     f = jax.jit(
-        lambda x: denoise(
-            LAW.denoiser(schedule), schedule, x, t, num_steps=5, key=key, stochasticity=stochasticity
-        ).sum()
+        lambda x: denoise(LAW.denoiser(schedule), schedule, x, t, num_steps=5, key=key, stochasticity=stochasticity).sum()
     )
     numeric = (f(x_t + 1e-2 * direction) - f(x_t - 1e-2 * direction)) / 2e-2
     np.testing.assert_allclose(jnp.sum(jax.grad(f)(x_t) * direction), numeric, rtol=2e-3)
@@ -116,7 +114,11 @@ def test_gradient_memory_is_nearly_flat_in_the_number_of_steps():
 
 @pytest.mark.parametrize(
     "bad, message",
-    [({"num_steps": 0}, "num_steps"), ({"num_steps": 2, "stochasticity": 1.0}, "key"), ({"num_steps": 1, "stochasticity": -1.0}, "stochasticity")],
+    [
+        ({"num_steps": 0}, "num_steps"),
+        ({"num_steps": 2, "stochasticity": 1.0}, "key"),
+        ({"num_steps": 1, "stochasticity": -1.0}, "stochasticity"),
+    ],
 )
 def test_bad_arguments_are_named(bad, message):
     schedule = schedules.cosine()

@@ -14,9 +14,7 @@ def test_variance_preserving(schedule):
     np.testing.assert_allclose(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, 1, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "schedule", [schedules.cosine(), schedules.ddpm(), schedules.rectified_flow(3.0)], ids=lambda s: s.name
-)
+@pytest.mark.parametrize("schedule", [schedules.cosine(), schedules.ddpm(), schedules.rectified_flow(3.0)], ids=lambda s: s.name)
 def test_signal_falls_and_noise_rises(schedule):
     t = jnp.linspace(schedule.t_min, schedule.t_max, 1000)
     assert (jnp.diff(schedule.alpha(t)) < 0).all() and (jnp.diff(schedule.sigma(t)) > 0).all()

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from didr_jax.rewards import RewardModel
-from didr_jax.scoring import read_image, read_pairs, score_folder
-from didr_jax.tokens import utf8
+from didr_jax.rewards.scoring import read_image, read_pairs, score_folder
+from didr_jax.text.tokens import utf8
 from didr_jax.types import InputError
 
 MEAN = lambda images: images.mean(axis=(1, 2))

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from configs import sdxl  # noqa: E402
-from didr_jax.recipes.stable_diffusion import stable_diffusion  # noqa: E402
+from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from tests import text_to_image_runs as runs  # noqa: E402
 from tests import tiny_pipeline as tiny  # noqa: E402
@@ -27,9 +27,7 @@ def task_of(settings, **more):
     return runs.task_of(sdxl, stable_diffusion, settings | {"network.generator_timesteps": TIMESTEPS} | more)
 
 
-@pytest.mark.parametrize(
-    ("solver", "scheduler"), [("renoise", diffusers.LCMScheduler), ("ode", diffusers.DDIMScheduler)]
-)
+@pytest.mark.parametrize(("solver", "scheduler"), [("renoise", diffusers.LCMScheduler), ("ode", diffusers.DDIMScheduler)])
 def test_four_steps_are_those_of_diffusers(inputs, solver, scheduler):
     pipeline, settings = inputs
     client = diffusers.StableDiffusionXLPipeline.from_pipe(

@@ -13,10 +13,10 @@ diffusers = pytest.importorskip("diffusers")
 from configs import sd15, sdxl  # noqa: E402
 from didr_jax import recipes  # noqa: E402
 from didr_jax.cli import _check  # noqa: E402
-from didr_jax.metrics import read_metrics  # noqa: E402
-from didr_jax.recipes.stable_diffusion import stable_diffusion  # noqa: E402
-from didr_jax.recipes.text_to_image import TextToImage  # noqa: E402
-from didr_jax.recipes.text_to_image_report import ADAPTER, WEIGHTS, Judge, export  # noqa: E402
+from didr_jax.recipes.text_to_image.report import ADAPTER, WEIGHTS, Judge, export  # noqa: E402
+from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion  # noqa: E402
+from didr_jax.recipes.text_to_image.task import TextToImage  # noqa: E402
+from didr_jax.training.metrics import read_metrics  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
 from tests import text_to_image_runs as runs  # noqa: E402

@@ -9,8 +9,8 @@ import pytest
 from didr_jax import closed_form, schedules
 from didr_jax.diffusion import add_noise
 from didr_jax.objectives import OBJECTIVES, Settings
-from didr_jax.state import init_fit, init_game
-from didr_jax.step import Roles, draw_times, make_fit_step, make_game_step, step_key
+from didr_jax.training.state import init_fit, init_game
+from didr_jax.training.step import Networks, draw_times, make_fit_step, make_game_step, step_key
 
 SCHEDULE = schedules.cosine()
 REFERENCE = closed_form.GaussianMixture.of([[1.0, 1.0]], std=0.7).denoiser(SCHEDULE)
@@ -26,7 +26,7 @@ def parameters(seed):
     return {"w": jax.random.normal(jax.random.key(seed), (2, 2)), "b": jnp.ones(2) * 0.1}
 
 
-ROLES = Roles(
+ROLES = Networks(
     schedule=SCHEDULE,
     event_shape=(2,),
     reference=lambda frozen, x, t, c: frozen["gain"] * REFERENCE(x, t),

@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from configs import sdxl
-from didr_jax.recipes.stable_diffusion import stable_diffusion
+from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion
 from tests import text_to_image_runs as runs
 from tests import tiny_pipeline as tiny
 

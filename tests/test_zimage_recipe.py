@@ -15,9 +15,9 @@ diffusers = pytest.importorskip("diffusers")
 from configs import zimage as config_file  # noqa: E402
 from didr_jax import lora, recipes  # noqa: E402
 from didr_jax.cli import _check  # noqa: E402
-from didr_jax.metrics import read_metrics  # noqa: E402
-from didr_jax.recipes.text_to_image_report import ADAPTER  # noqa: E402
-from didr_jax.recipes.zimage import zimage  # noqa: E402
+from didr_jax.recipes.text_to_image.report import ADAPTER  # noqa: E402
+from didr_jax.recipes.text_to_image.zimage import zimage  # noqa: E402
+from didr_jax.training.metrics import read_metrics  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
 from tests import text_to_image_runs as runs  # noqa: E402

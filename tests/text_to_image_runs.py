@@ -11,9 +11,9 @@ import pytest
 
 from didr_jax import recipes
 from didr_jax.cli import _check
-from didr_jax.config import validate
-from didr_jax.metrics import read_metrics
-from didr_jax.recipes.text_to_image import TextToImage
+from didr_jax.recipes.text_to_image.task import TextToImage
+from didr_jax.training.metrics import read_metrics
+from didr_jax.training.validate import validate
 from didr_jax.types import InputError
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -1,6 +1,6 @@
 """The mixture recipe at its tiniest, in this process or in others, for tests of the engine.
 
-    python tests/tiny_runs.py '{"workdir": …, "devices": 8, "set": {"mesh.fsdp": 4}, "out": "products.npz"}'
+python tests/tiny_runs.py '{"workdir": …, "devices": 8, "set": {"mesh.fsdp": 4}, "out": "products.npz"}'
 """
 
 import json
@@ -43,12 +43,12 @@ def train_tiny(workdir, config, recipe=None) -> dict:
     import numpy as np
 
     from didr_jax import recipes
-    from didr_jax.config import validate
-    from didr_jax.metrics import RunLog
-    from didr_jax.parallel import path_of, to_host
-    from didr_jax.startup import on_first
-    from didr_jax.train import train
-    from didr_jax.workdir import claim_workdir
+    from didr_jax.training.loop import train
+    from didr_jax.training.metrics import RunLog
+    from didr_jax.training.parallel import path_of, to_host
+    from didr_jax.training.startup import on_first
+    from didr_jax.training.validate import validate
+    from didr_jax.training.workdir import claim_workdir
 
     validate(config)
     on_first(lambda: claim_workdir(config, str(workdir)))
@@ -99,8 +99,8 @@ def said(workdir, process=0) -> str:
 
 def _main() -> None:
     request = json.loads(sys.argv[1])
-    from didr_jax import startup
-    from didr_jax.exits import RunStopped
+    from didr_jax.training import startup
+    from didr_jax.training.exits import RunStopped
 
     config = tiny(**request["set"])
     startup.start(config)
@@ -108,7 +108,7 @@ def _main() -> None:
 
     try:
         products = train_tiny(request["workdir"], config)
-        if request["out"] and startup.first():
+        if request["out"] and startup.is_first_process():
             np.savez(request["out"], **products)
         startup.leave()
     except RunStopped as stopped:

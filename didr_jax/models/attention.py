@@ -59,9 +59,7 @@ def attend(
 def _dot_product(q, k, v, mask, causal, scale, *, implementation):
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
-    return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal, scale=scale, implementation=implementation
-    )
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale, implementation=implementation)
 
 
 def _cudnn(q, k, v, mask, causal, scale):
@@ -101,9 +99,7 @@ def _splash(q, k, v, mask, causal, scale, *, interpret):
     heads = "tensor" if "tensor" in mesh.axis_names else None
     batch = tuple(a for a in mesh.axis_names if a != "tensor")
     spec = PartitionSpec(batch, None, heads, None)
-    return jax.shard_map(
-        one, in_specs=(spec, spec, spec, PartitionSpec(batch)), out_specs=spec, check_vma=False
-    )(q, k, v, keep)
+    return jax.shard_map(one, in_specs=(spec, spec, spec, PartitionSpec(batch)), out_specs=spec, check_vma=False)(q, k, v, keep)
 
 
 def _splash_local(q, k, v, keep, *, causal, scale, interpret):

@@ -45,8 +45,9 @@ class ImageEncoder(nn.Module):
     def __call__(self, pixels: Array) -> Array:
         """Normalised `pixels [b, size, size, 3]` -> `[b, 1 + patches, width]`."""
         c, kinds = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        x = nn.Conv(c.width, (c.patch, c.patch), (c.patch, c.patch), padding="VALID", name="patch_embed",
-                    **kinds)(pixels.astype(self.dtype))
+        x = nn.Conv(c.width, (c.patch, c.patch), (c.patch, c.patch), padding="VALID", name="patch_embed", **kinds)(
+            pixels.astype(self.dtype)
+        )
         x = x.reshape(x.shape[0], -1, c.width)
         normal = nn.initializers.normal(0.02)
         cls = self.param("class_embed", normal, (1, c.width), self.param_dtype).astype(self.dtype)
@@ -89,8 +90,7 @@ class TextEncoder(nn.Module):
         x = nn.Embed(c.vocab, c.width, embedding_init=normal, name="token_embed", **kinds)(ids)
         x = nn.LayerNorm(epsilon=c.eps, name="embed_norm", **kinds)(x + pos[: ids.shape[1]].astype(self.dtype))
         block = rematerialised(BertBlock, self.remat, prevent_cse=False)
-        layers = nn.scan(block, length=c.depth, variable_axes={"params": 0}, split_rngs={"params": True},
-                         in_axes=nn.broadcast)
+        layers = nn.scan(block, length=c.depth, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast)
         return layers(c, self.dtype, self.param_dtype, name="layers")(x, mask, image)[0]
 
 

@@ -53,16 +53,11 @@ class TextConfig:
 ARCHITECTURES: dict[str, tuple[VisionConfig, TextConfig]] = {
     "ViT-L-14-quickgelu": (
         VisionConfig(1024, 24, 16, 4096, patch=14, embed=768, act="quick_gelu"),
-        TextConfig(768, 12, 12, 3072, embed=768, act="quick_gelu")),
-    "ViT-L-14": (
-        VisionConfig(1024, 24, 16, 4096, patch=14, embed=768),
-        TextConfig(768, 12, 12, 3072, embed=768)),
-    "ViT-H-14": (
-        VisionConfig(1280, 32, 16, 5120, patch=14, embed=1024),
-        TextConfig(1024, 24, 16, 4096, embed=1024)),
-    "ViT-bigG-14": (
-        VisionConfig(1664, 48, 16, 8192, patch=14, embed=1280),
-        TextConfig(1280, 32, 20, 5120, embed=1280)),
+        TextConfig(768, 12, 12, 3072, embed=768, act="quick_gelu"),
+    ),
+    "ViT-L-14": (VisionConfig(1024, 24, 16, 4096, patch=14, embed=768), TextConfig(768, 12, 12, 3072, embed=768)),
+    "ViT-H-14": (VisionConfig(1280, 32, 16, 5120, patch=14, embed=1024), TextConfig(1024, 24, 16, 4096, embed=1024)),
+    "ViT-bigG-14": (VisionConfig(1664, 48, 16, 8192, patch=14, embed=1280), TextConfig(1280, 32, 20, 5120, embed=1280)),
 }
 
 
@@ -90,18 +85,20 @@ class VisionTower(nn.Module):
         """
         c, kinds = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
         if pixels.shape[1:] != (c.image_size, c.image_size, 3):
-            raise InputError(f"the image tower takes [b, {c.image_size}, {c.image_size}, 3], got "
-                             f"{list(pixels.shape)}; resize with didr_jax.rewards.preprocess")
+            raise InputError(
+                f"the image tower takes [b, {c.image_size}, {c.image_size}, 3], got "
+                f"{list(pixels.shape)}; resize with didr_jax.rewards.preprocess"
+            )
         norm = lambda name: nn.LayerNorm(epsilon=c.eps, name=name, **kinds)
-        x = nn.Conv(c.width, (c.patch, c.patch), (c.patch, c.patch), padding="VALID", use_bias=False,
-                    name="patch_embed", **kinds)(pixels.astype(self.dtype))
+        x = nn.Conv(
+            c.width, (c.patch, c.patch), (c.patch, c.patch), padding="VALID", use_bias=False, name="patch_embed", **kinds
+        )(pixels.astype(self.dtype))
         x = x.reshape(x.shape[0], -1, c.width)
         normal = nn.initializers.normal(c.width**-0.5)
         cls = self.param("class_embed", normal, (c.width,), self.param_dtype).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, c.width)), x], axis=1)
         x = x + self.param("pos_embed", normal, x.shape[1:], self.param_dtype).astype(self.dtype)
-        x, _ = Encoder(c.depth, c.heads, c.hidden, c.act, c.eps, remat=self.remat, name="encoder",
-                       **kinds)(norm("pre_norm")(x))
+        x, _ = Encoder(c.depth, c.heads, c.hidden, c.act, c.eps, remat=self.remat, name="encoder", **kinds)(norm("pre_norm")(x))
         x = norm("post_norm")(x[:, 0])
         return x if c.embed is None else nn.Dense(c.embed, use_bias=False, name="proj", **kinds)(x)
 
@@ -110,9 +107,9 @@ class TextOutput(NamedTuple):
     """What diffusion models and rewards read from a text tower."""
 
     penultimate: Array  # [b, n, d]  hidden_states[-2], no final norm: the conditioning of SDXL
-    last: Array         # [b, n, d]  after the final norm: the conditioning of SD 1.5
-    pooled: Array       # [b, d]     `last` at the end-of-text token
-    embedding: Array    # [b, e]     projected `pooled` (`pooled` itself without a projection), not unit length
+    last: Array  # [b, n, d]  after the final norm: the conditioning of SD 1.5
+    pooled: Array  # [b, d]     `last` at the end-of-text token
+    embedding: Array  # [b, e]     projected `pooled` (`pooled` itself without a projection), not unit length
 
 
 class TextTower(nn.Module):
@@ -128,14 +125,16 @@ class TextTower(nn.Module):
         """Token `ids [b, n]`, n ≤ positions -> `TextOutput`."""
         c, kinds = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
         if ids.shape[1] > c.positions:
-            raise InputError(f"a prompt of {ids.shape[1]} tokens exceeds the text tower's {c.positions}; "
-                             "truncate it in the tokenizer")
+            raise InputError(
+                f"a prompt of {ids.shape[1]} tokens exceeds the text tower's {c.positions}; truncate it in the tokenizer"
+            )
         normal = nn.initializers.normal(0.02)
         pos = self.param("pos_embed", normal, (c.positions, c.width), self.param_dtype)
         x = nn.Embed(c.vocab, c.width, embedding_init=normal, name="token_embed", **kinds)(ids)
         x = x + pos[: ids.shape[1]].astype(self.dtype)
-        x, penultimate = Encoder(c.depth, c.heads, c.hidden, c.act, c.eps, causal=True, remat=self.remat,
-                                 name="encoder", **kinds)(x)
+        x, penultimate = Encoder(
+            c.depth, c.heads, c.hidden, c.act, c.eps, causal=True, remat=self.remat, name="encoder", **kinds
+        )(x)
         last = nn.LayerNorm(epsilon=c.eps, name="final_norm", **kinds)(x)
         end = jnp.argmax(ids if c.eos is None else ids == c.eos, axis=1)
         pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]

@@ -43,8 +43,7 @@ class Attention(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None,
-                 causal: bool = False) -> Array:
+    def __call__(self, x: Array, context: Array | None = None, mask: Array | None = None, causal: bool = False) -> Array:
         """`x [b, n, d]`, `context [b, m, e]`, boolean key `mask [b, m]` -> `[b, n, d]`."""
         width = x.shape[-1]
         context = x if context is None else context
@@ -113,6 +112,7 @@ class Encoder(nn.Module):
         activation(self.act)
         block = rematerialised(Block, self.remat, prevent_cse=False)
         layers = nn.scan(block, length=self.depth, variable_axes={"params": 0}, split_rngs={"params": True})
-        carry, _ = layers(self.heads, self.hidden, self.act, self.eps, self.causal,
-                          self.dtype, self.param_dtype, name="layers")((x, x))
+        carry, _ = layers(self.heads, self.hidden, self.act, self.eps, self.causal, self.dtype, self.param_dtype, name="layers")(
+            (x, x)
+        )
         return carry

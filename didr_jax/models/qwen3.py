@@ -18,7 +18,6 @@ from didr_jax.models.config import check_config
 from didr_jax.models.rotary import rotary_table, rotate_halves
 from didr_jax.types import Array, InputError
 
-
 # Values that other members of the class use and this port does not do.
 FIXED = {
     "attention_bias": (False,), "hidden_act": ("silu",), "model_type": ("qwen3",), "rope_scaling": (None,),
@@ -80,9 +79,7 @@ class Attention(nn.Module):
         dense = functools.partial(nn.Dense, use_bias=False, **types)
         norm = functools.partial(nn.RMSNorm, epsilon=c.rms_norm_eps, **types)
         counts = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads, "v_proj": c.num_key_value_heads}
-        q, k, v = (
-            dense(n * c.head_dim, name=name)(x).reshape(*x.shape[:2], n, c.head_dim) for name, n in counts.items()
-        )
+        q, k, v = (dense(n * c.head_dim, name=name)(x).reshape(*x.shape[:2], n, c.head_dim) for name, n in counts.items())
         q = rotate_halves(norm(name="q_norm")(q), angles)
         k = rotate_halves(norm(name="k_norm")(k), angles)
         out = attend(q, k, v, mask=mask, causal=True, backend=self.backend)

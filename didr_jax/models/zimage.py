@@ -210,9 +210,7 @@ class ZImageTransformer(nn.Module):
         text = jnp.pad(text, ((0, 0), (0, length - caption.shape[1]), (0, 0)))
         pad = self.param("cap_pad_token", nn.initializers.zeros, (1, c.dim), self.param_dtype).astype(self.dtype)
         text = jnp.where((jnp.arange(length) < caption_length[:, None])[..., None], text, pad)
-        text = self._stack("context_refiner", c.n_refiner_layers, modulated=False)(
-            text, caption_angles, caption_mask, None
-        )
+        text = self._stack("context_refiner", c.n_refiner_layers, modulated=False)(text, caption_angles, caption_mask, None)
 
         joint = jnp.concatenate([image, text], axis=1)
         angles = jnp.concatenate([image_angles, caption_angles], axis=1)
@@ -225,9 +223,9 @@ class ZImageTransformer(nn.Module):
     def _stack(self, name: str, depth: int, modulated: bool = True):
         """A stage of `depth` equal blocks as a function (x, angles, mask, time) -> x."""
         body = rematerialised(Block, self.remat, prevent_cse=False)
-        scanned = nn.scan(
-            body, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=depth
-        )(self.config, modulated, self.dtype, self.param_dtype, self.backend, name=name)
+        scanned = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=depth)(
+            self.config, modulated, self.dtype, self.param_dtype, self.backend, name=name
+        )
         return lambda *inputs: scanned(*inputs)[0]
 
     def _check(self, height: int, width: int, length: int) -> None:

@@ -2,13 +2,13 @@
 
 from typing import Callable
 
-from didr_jax.config import require_choice
-from didr_jax.recipes.digits import digits
+from didr_jax.checks import require_choice
+from didr_jax.recipes.digits.recipe import digits
 from didr_jax.recipes.mixture import mixture
-from didr_jax.recipes.stable_diffusion import stable_diffusion
-from didr_jax.recipes.text_to_image_recipe import text_to_image
-from didr_jax.recipes.zimage import zimage
-from didr_jax.train import Recipe
+from didr_jax.recipes.text_to_image.recipe import text_to_image
+from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion
+from didr_jax.recipes.text_to_image.zimage import zimage
+from didr_jax.training.loop import Recipe
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "digits": digits,

@@ -16,17 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from didr_jax import closed_form
-from didr_jax.config import make_schedule
+from didr_jax.builders import make_schedule
 from didr_jax.diffused_reward import diffused_reward_score
 from didr_jax.diffusion import add_noise, signal_and_noise, to_x0
 from didr_jax.distances import energy_distance, knn_entropy
-from didr_jax.metrics import RunLog
 from didr_jax.models.dit import PointNet
 from didr_jax.objectives import Objective, denoising_loss
-from didr_jax.reports import curves, scatter, write_summary
-from didr_jax.stages import fit_stage, game_stage
-from didr_jax.step import Roles
-from didr_jax.train import Recipe
+from didr_jax.training.loop import Recipe
+from didr_jax.training.metrics import RunLog
+from didr_jax.training.reports import curves, scatter, write_summary
+from didr_jax.training.stages import fit_stage, game_stage
+from didr_jax.training.step import Networks
 
 
 def mixture(config) -> Recipe:
@@ -50,8 +50,8 @@ def mixture(config) -> Recipe:
         key = jax.random.fold_in(jax.random.key(config.seed), salt)
         return network.init(key, jnp.zeros((1, 2)), jnp.zeros(1))["params"]
 
-    def roles(with_reward: bool) -> Roles:
-        return Roles(
+    def roles(with_reward: bool) -> Networks:
+        return Networks(
             schedule=schedule,
             event_shape=(2,),
             reference=lambda frozen, x_t, t, c: exact(x_t, t),
@@ -129,8 +129,12 @@ def mixture(config) -> Recipe:
     return Recipe(
         stages={
             "pretrain": lambda products: fit_stage(
-                "pretrain", config, init_params=lambda: init_network(0),
-                loss=pretrain_loss, data=points, draw=pretrain_noise,
+                "pretrain",
+                config,
+                init_params=lambda: init_network(0),
+                loss=pretrain_loss,
+                data=points,
+                draw=pretrain_noise,
             ),
             "distill": game("distill", with_reward=False),
             "align": game("align", with_reward=True),

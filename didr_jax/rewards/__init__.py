@@ -57,9 +57,7 @@ def load(name: str, options: Mapping[str, Any]) -> RewardModel:
     return dataclasses.replace(LOADERS[kind](**options), name=name, **units)
 
 
-def load_mix(
-    weights: Mapping[str, float], held_out: Sequence[str], options: Mapping[str, Mapping[str, Any]]
-) -> RewardMix:
+def load_mix(weights: Mapping[str, float], held_out: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> RewardMix:
     """Loads a weighted mix `{name: weight}` and the held-out rewards; `options[name]` goes to `load`.
 
     Raises:

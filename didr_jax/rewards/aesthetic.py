@@ -11,7 +11,7 @@ from didr_jax.models.clip import VisionTower
 from didr_jax.rewards.base import RewardModel
 from didr_jax.rewards.cosine import unit
 from didr_jax.rewards.preprocess import resize_and_crop
-from didr_jax.tokens import utf8
+from didr_jax.text.tokens import utf8
 from didr_jax.types import Array, InputError, PyTree
 from didr_jax.weights.blip import load_aesthetic_head
 from didr_jax.weights.clip import Configs, load_vision

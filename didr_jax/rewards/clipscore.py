@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from didr_jax.rewards.base import RewardModel
 from didr_jax.rewards.cosine import clip_cosine
 from didr_jax.rewards.preprocess import resize_and_crop
-from didr_jax.tokens import clip_tokenizer
+from didr_jax.text.tokens import clip_tokenizer
 from didr_jax.weights.clip import Configs, load_clip
 
 

@@ -15,9 +15,7 @@ def unit(x: Array) -> Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def clip_cosine(
-    vision: VisionConfig, text: TextConfig, *, dtype: Any, remat: str
-) -> Callable[[PyTree, Array, PyTree], Array]:
+def clip_cosine(vision: VisionConfig, text: TextConfig, *, dtype: Any, remat: str) -> Callable[[PyTree, Array, PyTree], Array]:
     """`({"vision", "text", ...}, pixels [b, size, size, 3], {"ids": [b, n]}) -> cosine [b]`, float32."""
     vision_tower, text_tower = VisionTower(vision, remat=remat, dtype=dtype), TextTower(text, dtype=dtype)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from didr_jax.rewards.base import RewardModel
-from didr_jax.tokens import from_utf8, utf8
+from didr_jax.text.tokens import from_utf8, utf8
 from didr_jax.types import Array, InputError, PyTree
 
 

@@ -10,7 +10,7 @@ from didr_jax.models.blip import VIT_L_16, BertConfig, ImageReward
 from didr_jax.models.clip import VisionConfig
 from didr_jax.rewards.base import RewardModel
 from didr_jax.rewards.preprocess import resize_and_crop
-from didr_jax.tokens import bert_tokenizer
+from didr_jax.text.tokens import bert_tokenizer
 from didr_jax.types import Array, PyTree
 from didr_jax.weights.blip import load_imagereward
 

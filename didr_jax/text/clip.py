@@ -17,7 +17,7 @@ import numpy as np
 
 from didr_jax.models.clip import TextTower
 from didr_jax.text.cache import Arrays
-from didr_jax.tokens import clip_tokenizer
+from didr_jax.text.tokens import clip_tokenizer
 from didr_jax.weights.clip import load_text
 
 ENCODERS = {False: (("tokenizer", "text_encoder"),),

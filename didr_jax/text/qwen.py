@@ -41,9 +41,7 @@ def qwen_encoder(
     tokenizer = qwen_tokenizer(Path(folder) / "tokenizer")
     model = Qwen3(config := Qwen3Config.from_json(part_json(folder, "text_encoder")), dtype=dtype)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *jnp.zeros((2, 1, 1), int))["params"]
-    params = to_flax(
-        read_tensors(Path(folder) / "text_encoder", variant=variant), qwen3_table(config), shapes, dtype=dtype
-    )
+    params = to_flax(read_tensors(Path(folder) / "text_encoder", variant=variant), qwen3_table(config), shapes, dtype=dtype)
 
     @jax.jit
     def encode(params, ids, mask):

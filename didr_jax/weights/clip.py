@@ -94,8 +94,11 @@ TEXT = [*_hf_text(""), *_hf_text("", name=""), *layer("text_projection", "proj")
 HF = [*_hf_vision("vision/"), *_hf_text("text/"), *layer("text_projection", "text/proj"),
       Rule("logit_scale", "logit_scale")]  # fmt: skip
 OPEN_CLIP = [*_open_clip_vision("vision/"), *_open_clip_text("text/"), Rule("logit_scale", "logit_scale")]
-HF_VISION = [*_hf_vision(""), *ignore(r"(text_model\..*|text_projection\.weight|logit_scale)"),
-             *ignore("vision_model.embeddings.position_ids")]
+HF_VISION = [
+    *_hf_vision(""),
+    *ignore(r"(text_model\..*|text_projection\.weight|logit_scale)"),
+    *ignore("vision_model.embeddings.position_ids"),
+]
 OPEN_CLIP_VISION = [
     *_open_clip_vision(""),
     *ignore(r"(token_embedding\..*|positional_embedding|transformer\..*|ln_final\..*|text_projection|logit_scale)"),
@@ -107,15 +110,33 @@ def hf_vision_config(c: Any, embed: int | None) -> VisionConfig:
     """`VisionConfig` of a transformers `CLIPVisionConfig`; `InputError` for what the tower does not do."""
     if c.num_channels != 3:
         raise InputError(f"CLIP config: num_channels={c.num_channels} is not supported; 3 is")
-    return VisionConfig(c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.intermediate_size,
-                        c.patch_size, c.image_size, embed, c.hidden_act, c.layer_norm_eps)
+    return VisionConfig(
+        c.hidden_size,
+        c.num_hidden_layers,
+        c.num_attention_heads,
+        c.intermediate_size,
+        c.patch_size,
+        c.image_size,
+        embed,
+        c.hidden_act,
+        c.layer_norm_eps,
+    )
 
 
 def hf_text_config(c: Any, embed: int | None) -> TextConfig:
     """`TextConfig` of a transformers `CLIPTextConfig`."""
-    return TextConfig(c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.intermediate_size,
-                      c.vocab_size, c.max_position_embeddings, embed, c.hidden_act, c.layer_norm_eps,
-                      eos=None if c.eos_token_id == 2 else c.eos_token_id)
+    return TextConfig(
+        c.hidden_size,
+        c.num_hidden_layers,
+        c.num_attention_heads,
+        c.intermediate_size,
+        c.vocab_size,
+        c.max_position_embeddings,
+        embed,
+        c.hidden_act,
+        c.layer_norm_eps,
+        eos=None if c.eos_token_id == 2 else c.eos_token_id,
+    )
 
 
 def vision_shapes(config: VisionConfig, param_dtype: Any = jnp.float32) -> PyTree:
@@ -132,13 +153,14 @@ def text_shapes(config: TextConfig, param_dtype: Any = jnp.float32) -> PyTree:
 
 def clip_shapes(vision: VisionConfig, text: TextConfig, param_dtype: Any = jnp.float32) -> PyTree:
     """Shapes of a whole CLIP: {"vision", "text", "logit_scale"}."""
-    return {"vision": vision_shapes(vision, param_dtype), "text": text_shapes(text, param_dtype),
-            "logit_scale": jax.ShapeDtypeStruct((), jnp.float32)}
+    return {
+        "vision": vision_shapes(vision, param_dtype),
+        "text": text_shapes(text, param_dtype),
+        "logit_scale": jax.ShapeDtypeStruct((), jnp.float32),
+    }
 
 
-def load_text(
-    folder: str | os.PathLike, *, dtype: Any = jnp.float32, shardings: Any = None
-) -> tuple[TextConfig, PyTree]:
+def load_text(folder: str | os.PathLike, *, dtype: Any = jnp.float32, shardings: Any = None) -> tuple[TextConfig, PyTree]:
     """A pipeline's `text_encoder` or `text_encoder_2` folder -> (config, parameters of a `TextTower`).
 
     The tower projects if the file has a projection.  `dtype`: of the parameters; `shardings`: as in `engine.to_flax`.

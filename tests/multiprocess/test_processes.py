@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pytest
-
 from tiny_runs import finish, said, spawn
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,7 @@ from didr_jax.models.blip import BertConfig
 from didr_jax.models.clip import VisionConfig
 from didr_jax.rewards.imagereward import MEAN, STD
 from didr_jax.rewards.preprocess import CLIP_MEAN, CLIP_STD
-from didr_jax.scoring import score_folder
+from didr_jax.rewards.scoring import score_folder
 from didr_jax.weights.clip import hf_text_config, hf_vision_config
 from tests.parity import test_blip
 from tests.parity.oracle import assert_close, randomise

@@ -178,9 +178,7 @@ PUBLISHED_SDXL = dict(
 PUBLISHED_SD15 = dict(sample_size=64, cross_attention_dim=768)
 
 
-@pytest.mark.parametrize(
-    "raw, tensors, count", [(PUBLISHED_SDXL, 1680, 2_567_463_684), (PUBLISHED_SD15, 686, 859_520_964)]
-)
+@pytest.mark.parametrize("raw, tensors, count", [(PUBLISHED_SDXL, 1680, 2_567_463_684), (PUBLISHED_SD15, 686, 859_520_964)])
 def test_full_size_names_and_shapes(raw, tensors, count):
     """Every tensor of the published models has its place, without allocating one of them."""
     with torch.device("meta"):
@@ -199,9 +197,7 @@ def test_full_size_names_and_shapes(raw, tensors, count):
 
 def test_refusals(tmp_path):
     with pytest.raises(InputError) as e:
-        UNetConfig.from_json(
-            dict(SDXL, class_embed_type="timestep", act_fn="mish", brand_new=3, _diffusers_version="1")
-        )
+        UNetConfig.from_json(dict(SDXL, class_embed_type="timestep", act_fn="mish", brand_new=3, _diffusers_version="1"))
     assert all(s in str(e.value) for s in ("class_embed_type='timestep'", "act_fn='mish'", "brand_new (unknown)"))
     assert "_diffusers_version" not in str(e.value)
     with pytest.raises(InputError, match="SimpleCrossAttnDownBlock2D"):

@@ -21,7 +21,6 @@ from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
 from didr_jax.weights.zimage import zimage_table  # noqa: E402
 from tests.parity.oracle import QUICK, assert_close, nchw, nhwc, randomise  # noqa: E402
 
-
 CONFIGS = {
     # Feed-forward width floor(40 · 8/3) = 106; more than one layer in every stage.
     "deep": dict(dim=40, n_layers=3, n_refiner_layers=2, n_heads=2, n_kv_heads=2, cap_feat_dim=24, in_channels=4,

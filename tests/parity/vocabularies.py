@@ -38,6 +38,4 @@ def chat_tokenizer(side="right"):
     model = tokenizers.models.WordLevel({word: i for i, word in enumerate(CHAT_WORDS)}, unk_token="<pad>")
     fast = tokenizers.Tokenizer(model)
     fast.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    return T.PreTrainedTokenizerFast(
-        tokenizer_object=fast, pad_token="<pad>", chat_template=CHAT_TEMPLATE, padding_side=side
-    )
+    return T.PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", chat_template=CHAT_TEMPLATE, padding_side=side)

@@ -4,7 +4,7 @@ import json
 import math
 import os
 
-from didr_jax.startup import first
+from didr_jax.training.startup import is_first_process
 
 # Logged figures in causal order: the first that is not finite is the likeliest source.
 PARTS = {
@@ -34,7 +34,7 @@ def diagnosis(stage: str, step: int, figures: dict[str, float], streak: int) -> 
 
 def write_stopped(workdir: str, stage: str, step: int, figures: dict[str, float], message: str) -> None:
     """`stopped.json`, from process 0: where a run stopped and its figures of that step."""
-    if first():
+    if is_first_process():
         text = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
         report = {"stage": stage, "step": step, "message": message, "not_finite": bad_parts(figures), "figures": text}
         with open(os.path.join(workdir, "stopped.json"), "w") as file:

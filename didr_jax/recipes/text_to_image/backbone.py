@@ -10,8 +10,8 @@ from didr_jax.few_step import FewStep
 from didr_jax.schedules import Schedule
 from didr_jax.types import Array, InputError, PyTree
 from didr_jax.weights.engine import check_fit, to_flax
-from didr_jax.weights.rules import Rule
 from didr_jax.weights.files import Tensors
+from didr_jax.weights.rules import Rule
 
 
 @dataclasses.dataclass(frozen=True)

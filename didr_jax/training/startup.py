@@ -89,7 +89,7 @@ def leave() -> None:
         jax.distributed.shutdown()
 
 
-def first() -> bool:
+def is_first_process() -> bool:
     """Whether this process is the one that writes logs and reports."""
     return jax.process_index() == 0
 
@@ -97,7 +97,7 @@ def first() -> bool:
 def on_first(check: Callable[[], None]) -> None:
     """Runs `check` in process 0; an InputError there is raised in every process."""
     message = b""
-    if first():
+    if is_first_process():
         try:
             check()
         except InputError as error:

@@ -28,9 +28,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from didr_jax.exits import CannotSave
-from didr_jax.parallel import path_of, settle
-from didr_jax.startup import first, on_first
+from didr_jax.training.exits import CannotSave
+from didr_jax.training.parallel import path_of, settle
+from didr_jax.training.startup import is_first_process, on_first
 from didr_jax.types import Array, InputError, PyTree
 
 
@@ -92,9 +92,7 @@ class Checkpoints:
             sign = 1 if section.best_mode == "max" else -1
             figure = lambda metrics: sign * metrics[section.best]
             keep.append(checkpoint_managers.BestN(get_metric_fn=figure, n=1, keep_checkpoints_without_metrics=False))
-        options = ocp.CheckpointManagerOptions(
-            create=True, preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep)
-        )
+        options = ocp.CheckpointManagerOptions(create=True, preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep))
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest(self) -> int | None:
@@ -141,7 +139,7 @@ class Checkpoints:
 
     def _probe(self, need: int) -> None:
         """Raises OSError where orbax would only find out, minutes later, in one of its threads."""
-        if first():
+        if is_first_process():
             probe = os.path.join(self._directory, ".probe")
             with open(probe, "wb") as file:
                 file.write(bytes(2**16))
@@ -222,7 +220,7 @@ class Checkpoints:
         """Moves a save out of the way, keeping it; returns where to."""
         stage = os.path.basename(self._directory)
         target = os.path.join(os.path.dirname(self._directory), "corrupt", f"{stage}-{step}-{int(time.time())}")
-        if first():
+        if is_first_process():
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.replace(os.path.join(self._directory, str(step)), target)
         if jax.process_count() > 1:

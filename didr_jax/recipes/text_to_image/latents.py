@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from didr_jax.config import require_choice
+from didr_jax.checks import require_choice
 from didr_jax.models.attention import BACKENDS
 from didr_jax.models.published import PIPELINES
 from didr_jax.models.vae import AutoencoderKL, VAEConfig
-from didr_jax.recipes.backbone import cast
+from didr_jax.recipes.text_to_image.backbone import cast
 from didr_jax.types import Array, InputError, PyTree
 from didr_jax.weights.engine import to_flax
 from didr_jax.weights.files import Tensors, read_tensors

@@ -20,11 +20,11 @@ import numpy as np
 
 from didr_jax.distances import frechet_distance, moments
 from didr_jax.few_step import FewStep
-from didr_jax.metrics import RunLog
-from didr_jax.recipes.digits_data import NUM_CLASSES, Split
-from didr_jax.reports import curves, image_grid, write_summary
+from didr_jax.recipes.digits.data import NUM_CLASSES, Split
 from didr_jax.sampling import denoise
 from didr_jax.schedules import Schedule
+from didr_jax.training.metrics import RunLog
+from didr_jax.training.reports import curves, image_grid, write_summary
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from PIL import Image
 
 from didr_jax import lora
-from didr_jax.metrics import RunLog
-from didr_jax.prompts import read_prompts
-from didr_jax.reports import curves, write_summary
+from didr_jax.text.prompts import read_prompts
+from didr_jax.training.metrics import RunLog
+from didr_jax.training.reports import curves, write_summary
 from didr_jax.types import PyTree
 from didr_jax.weights.engine import to_torch
 from didr_jax.weights.files import write_safetensors

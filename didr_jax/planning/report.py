@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from didr_jax.plan import Plan
-from didr_jax.targets import GIB
+from didr_jax.planning.plan import Plan
+from didr_jax.training.chips import GIB
 
 # What to try when a plan does not fit, mildest first: (applies to (config, plan)?, flags, what it does).
 REMEDIES: tuple[tuple[Callable, str, str], ...] = (

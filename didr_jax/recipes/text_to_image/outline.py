@@ -7,9 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from didr_jax.recipes.backbone import Backbone, cast
-from didr_jax.recipes.reward_mix import outline_mix
-from didr_jax.recipes.text_to_image import TextToImage
+from didr_jax.recipes.text_to_image.backbone import Backbone, cast
+from didr_jax.recipes.text_to_image.rewards import outline_mix
+from didr_jax.recipes.text_to_image.task import TextToImage
 from didr_jax.types import PyTree
 
 

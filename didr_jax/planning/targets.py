@@ -1,12 +1,8 @@
 """What a program is compiled for: the devices of this process, or machines that are not here.
 
-    v5e:4x4   v6e:8x8   v5p:2x2x4    chips of a TPU slice; needs libtpu, whose compiler runs anywhere
-    h100:8    h200:8                 GPUs of one machine; needs JAX's CUDA plugin, no driver
-    (empty)                          the devices of this process
-
-Peak rates are dense bfloat16 products, with float32 sums, as the makers state them: cloud.google.com/tpu/docs (v5e,
-v5p, v6e); NVIDIA's H100 and H200 data sheets (SXM).  Memory is what a device reports (GPU), what libtpu lets a
-program use (v5e, v6e), or the maker's (v5p).
+v5e:4x4   v6e:8x8   v5p:2x2x4    chips of a TPU slice; needs libtpu, whose compiler runs anywhere
+h100:8    h200:8                 GPUs of one machine; needs JAX's CUDA plugin, no driver
+(empty)                          the devices of this process
 """
 
 import dataclasses
@@ -18,29 +14,10 @@ from typing import Any
 
 import jax
 
-from didr_jax.config import nearest
+from didr_jax.checks import nearest
+from didr_jax.training.chips import CHIPS, Chip, chip_here
 from didr_jax.types import InputError
 
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A device: its memory in bytes, its peak in operations per second, and what JAX calls it."""
-
-    name: str
-    memory: float
-    peak: float
-    kind: str
-
-
-CHIPS = {
-    "v5e": Chip("TPU v5e", 15.75 * GIB, 197e12, "TPU v5 lite"),
-    "v5p": Chip("TPU v5p", 95 * GIB, 459e12, "TPU v5"),
-    "v6e": Chip("TPU v6e", 31.25 * GIB, 918e12, "TPU v6 lite"),
-    "h100": Chip("H100", 84978434048, 989e12, "NVIDIA H100 80GB HBM3"),
-    "h200": Chip("H200", 150754820096, 989e12, "NVIDIA H200"),
-}
 GPUS = ("h100", "h200")
 
 # A Hopper GPU as XLA's compiler wants it described.  Written from data sheets, not read from a device.
@@ -86,7 +63,7 @@ def target(name: str, effort: float = 0.0) -> Target:
     """
     if not name:
         here = jax.devices()
-        return Target("local", _chip_here(), len(here), lambda: here)
+        return Target("local", chip_here(), len(here), lambda: here)
     kind, _, shape = name.partition(":")
     kind = "h100" if kind == "cuda" else kind
     rank = r"\d+" if kind in GPUS else r"\d+x\d+x\d+" if kind == "v5p" else r"\d+x\d+"
@@ -102,21 +79,6 @@ def target(name: str, effort: float = 0.0) -> Target:
     # Triton's tiles are tuned on a device; untuned, XLA 0.10.2 refuses some products.  cuBLAS takes them all.
     options = {"xla_gpu_enable_triton_gemm": False} if kind in GPUS else {}
     return Target(name, CHIPS[kind], math.prod(map(int, shape.split("x"))), lambda: make(name, kind, shape), options)
-
-
-def _chip_here() -> Chip | None:
-    """What the devices of this process are; None: unknown."""
-    return next((chip for chip in CHIPS.values() if chip.kind == jax.devices()[0].device_kind), None)
-
-
-def peak_here(tflops: float) -> float | None:
-    """Peak of all devices of this run, operations per second; `tflops`: of one device, or 0: that of a known chip.
-
-    None: not known.
-    """
-    chip = _chip_here()
-    each = tflops * 1e12 or (chip and chip.peak)
-    return each and each * jax.device_count()
 
 
 def _tpus(name: str, kind: str, shape: str) -> Sequence[Any]:

@@ -22,13 +22,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from didr_jax.config import make_few_step, make_schedule, require_choice
+from didr_jax.builders import make_few_step, make_schedule
+from didr_jax.checks import require_choice
 from didr_jax.models.attention import BACKENDS
 from didr_jax.models.qwen3 import Qwen3Config
 from didr_jax.models.zimage import ZImageTransformer
 from didr_jax.models.zimage_config import ZImageConfig
-from didr_jax.recipes.backbone import Backbone
-from didr_jax.recipes.latents import architecture, decoder, latent_shape, open_sources
+from didr_jax.recipes.text_to_image.backbone import Backbone
+from didr_jax.recipes.text_to_image.latents import architecture, decoder, latent_shape, open_sources
 from didr_jax.text.cache import digest_files, digest_texts
 from didr_jax.text.qwen import PARTS, qwen_encoder
 from didr_jax.types import InputError
@@ -109,8 +110,10 @@ def zimage(config) -> Backbone:
         text_digest=lambda: digest_texts([digest_files(base / part for part in PARTS), dtype, str(data.max_length)]),
         load_encoder=lambda: qwen_encoder(base, data.max_length, jnp.dtype(dtype), variant),
         clip_tokenizer=None,
-        scheduler_json=scheduler | {
-            "shift": float(config.schedule.shift), "stochastic_sampling": len(few_step.times) > 1 and few_step.solver == "renoise",
+        scheduler_json=scheduler
+        | {
+            "shift": float(config.schedule.shift),
+            "stochastic_sampling": len(few_step.times) > 1 and few_step.solver == "renoise",
         },
         warnings=_warnings(config, base, generator) if given else (),
         vae_shapes=vae_shapes,
@@ -140,9 +143,7 @@ def _check_scheduler(base: Path, raw: Mapping[str, Any]) -> None:
     wrong += [] if raw.get("_class_name", SCHEDULER) == SCHEDULER else [str(raw["_class_name"])]
     wrong += [] if raw.get("num_train_timesteps", 1000) == 1000 else [f"num_train_timesteps={raw['num_train_timesteps']}"]
     if wrong:
-        raise InputError(
-            f"config.weights.base: {base}/scheduler is not a {SCHEDULER} with a static shift: {', '.join(wrong)}"
-        )
+        raise InputError(f"config.weights.base: {base}/scheduler is not a {SCHEDULER} with a static shift: {', '.join(wrong)}")
 
 
 def _warnings(config, base: Path, generator: Path) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ def spec_of(path: str, shape: tuple[int, ...], table, mesh: Mesh, min_size: int)
 
 
 def path_of(keys) -> str:
-    """"a/b/0" of a pytree path."""
+    """ "a/b/0" of a pytree path."""
     return "/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in keys)
 
 

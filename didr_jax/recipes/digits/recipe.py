@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from didr_jax.config import make_few_step, make_schedule
+from didr_jax.builders import make_few_step, make_schedule
 from didr_jax.diffusion import to_x0
 from didr_jax.models.dit import MLP, DiT
 from didr_jax.objectives import denoising_loss
 from didr_jax.recipes import digits_data
-from didr_jax.recipes.digits_data import NUM_CLASSES
-from didr_jax.recipes.digits_report import Models, evaluate, figures, sample
-from didr_jax.stages import fit_stage, game_stage
-from didr_jax.step import Roles
-from didr_jax.train import Recipe
+from didr_jax.recipes.digits.data import NUM_CLASSES
+from didr_jax.recipes.digits.report import Models, evaluate, figures, sample
+from didr_jax.training.loop import Recipe
+from didr_jax.training.stages import fit_stage, game_stage
+from didr_jax.training.step import Networks
 
 IMAGE = (8, 8, 1)
 
@@ -90,8 +90,8 @@ def digits(config) -> Recipe:
     def any_digit(rng, n):
         return {"label": rng.integers(NUM_CLASSES, size=n).astype(np.int32)}
 
-    def roles(with_reward: bool) -> Roles:
-        return Roles(
+    def roles(with_reward: bool) -> Networks:
+        return Networks(
             schedule=schedule,
             event_shape=IMAGE,
             reference=lambda frozen, x_t, t, c: denoise(frozen["reference"], x_t, t, c),

@@ -10,8 +10,8 @@ import json
 import os
 import time
 
-from didr_jax.exits import CannotSave
-from didr_jax.startup import first
+from didr_jax.training.exits import CannotSave
+from didr_jax.training.startup import is_first_process
 from didr_jax.types import InputError
 
 
@@ -63,7 +63,7 @@ class RunLog:
     def __init__(self, workdir: str, section=None):
         self._started = time.time()
         self._sinks, self._file = [], None
-        if not first():
+        if not is_first_process():
             return
         path = os.path.join(workdir, "metrics.jsonl")
         torn = os.path.exists(path) and os.path.getsize(path) > 0 and not _ends_with_newline(path)
@@ -77,7 +77,7 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """A line on the screen, with the time since the run began."""
-        if first():
+        if is_first_process():
             print(f"[{_clock(time.time() - self._started)}] {message}", flush=True)
 
     def write(self, stage: str, step: int, values: dict) -> None:

@@ -8,8 +8,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from didr_jax.metrics import RunLog, read_metrics
-from didr_jax.workdir import write_json
+from didr_jax.training.metrics import RunLog, read_metrics
+from didr_jax.training.workdir import write_json
 
 
 def write_summary(workdir: str, rows: dict[str, dict[str, float]], log: RunLog) -> None:

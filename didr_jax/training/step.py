@@ -22,16 +22,16 @@ import jax.numpy as jnp
 
 from didr_jax.diffusion import guide
 from didr_jax.few_step import FewStep
-from didr_jax.objectives import Nets, Objective, Settings, denoising_loss, surrogate_loss
-from didr_jax.optim import guarded_update, moving_average
-from didr_jax.parallel import shard_rows
+from didr_jax.objectives import Bound, Objective, Settings, denoising_loss, surrogate_loss
 from didr_jax.schedules import Schedule
-from didr_jax.state import FitState, GameState
+from didr_jax.training.optim import guarded_update, moving_average
+from didr_jax.training.parallel import shard_rows
+from didr_jax.training.state import FitState, GameState
 from didr_jax.types import Array, PRNGKey, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Roles:
+class Networks:
     """The networks of a recipe as functions of their parameters; conditions `c` are pytrees `[b, ...]`.
 
     Attributes:
@@ -146,7 +146,7 @@ def make_fit_step(
 
 
 def make_game_step(
-    roles: Roles,
+    roles: Networks,
     objective: Objective,
     settings: Settings,
     tx_generator,
@@ -211,14 +211,14 @@ def make_game_step(
         params, opt, norm, skip = guarded_update(tx_ta, grads, opt, params, value)
         return (params, opt, skipped + skip), (value, norm)
 
-    def nets_for(frozen, ta, c) -> Nets:
+    def nets_for(frozen, ta, c) -> Bound:
         reference = lambda x_t, t: roles.reference(frozen, x_t, t, c)
         guided = None
         if guidance != 1.0 and roles.unconditional is not None:
             no_c = roles.unconditional(c)
             guided = lambda x_t, t, x_c: guide(x_c, roles.reference(frozen, x_t, t, no_c), guidance)
         reward = None if roles.reward is None else (lambda x0: roles.reward(frozen, x0, c))
-        return Nets(schedule, lambda x_t, t: roles.ta(ta, x_t, t, c), reference, guided, reward)
+        return Bound(schedule, lambda x_t, t: roles.ta(ta, x_t, t, c), reference, guided, reward)
 
     def generator_gradient(params, ta, frozen, c, key):
         make_key, diffuse_key, objective_key = jax.random.split(key, 3)
@@ -247,9 +247,7 @@ def make_game_step(
 
         carry = (state.ta, state.opt_ta, jnp.zeros((), jnp.int32))
         update = lambda carry, inputs: ta_update(carry, inputs, state.generator)
-        (ta, opt_ta, ta_skips), (ta_loss, ta_norm) = jax.lax.scan(
-            update, carry, (ta_rows, keys[:-1]), unroll=unroll
-        )
+        (ta, opt_ta, ta_skips), (ta_loss, ta_norm) = jax.lax.scan(update, carry, (ta_rows, keys[:-1]), unroll=unroll)
 
         grads, figures = generator_gradient(state.generator, ta, frozen, last_row, keys[-1])
         generator, opt_generator, norm, skip = guarded_update(

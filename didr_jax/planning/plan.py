@@ -20,10 +20,10 @@ import time
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from didr_jax import flops
-from didr_jax.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, with_places
-from didr_jax.targets import Target
-from didr_jax.train import Stage
+from didr_jax.planning.targets import Target
+from didr_jax.training import flops
+from didr_jax.training.loop import Stage
+from didr_jax.training.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, with_places
 from didr_jax.types import PyTree
 
 

@@ -14,15 +14,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from didr_jax import flops
-from didr_jax.checkpoint import Checkpoints, code_version
-from didr_jax.exits import NotFinite, Preempted, StopRequest
-from didr_jax.metrics import Progress, RunLog
-from didr_jax.parallel import check_batches, create, make_mesh, put, put_batch, settle, shardings, with_places
-from didr_jax.profiling import ProfileWindow
-from didr_jax.targets import peak_here
+from didr_jax.training import flops
+from didr_jax.training.checkpoint import Checkpoints, code_version
+from didr_jax.training.chips import peak_here
+from didr_jax.training.exits import NotFinite, Preempted, StopRequest
+from didr_jax.training.metrics import Progress, RunLog
+from didr_jax.training.parallel import check_batches, create, make_mesh, put, put_batch, settle, shardings, with_places
+from didr_jax.training.profiling import ProfileWindow
+from didr_jax.training.watch import diagnosis, write_stopped
 from didr_jax.types import InputError, PyTree
-from didr_jax.watch import diagnosis, write_stopped
 
 
 @dataclasses.dataclass(frozen=True)

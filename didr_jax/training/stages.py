@@ -5,12 +5,12 @@ from typing import Any, Callable
 import jax
 import numpy as np
 
-from didr_jax.diffused_reward import resolve
-from didr_jax.objectives import OBJECTIVES, Objective, Settings
-from didr_jax.optim import make_optimizer
-from didr_jax.state import init_fit, init_game
-from didr_jax.step import Roles, make_fit_step, make_game_step, no_noise
-from didr_jax.train import Stage, step_rng
+from didr_jax.builders import settings_of
+from didr_jax.objectives import OBJECTIVES, Objective
+from didr_jax.training.loop import Stage, step_rng
+from didr_jax.training.optim import make_optimizer
+from didr_jax.training.state import init_fit, init_game
+from didr_jax.training.step import Networks, make_fit_step, make_game_step, no_noise
 from didr_jax.types import PRNGKey, PyTree
 
 
@@ -62,7 +62,7 @@ def game_stage(
     name: str,
     config,
     *,
-    roles: Roles,
+    roles: Networks,
     init_generator: Callable[[], PyTree],
     init_ta: Callable[[], PyTree],
     conditions: Callable[[np.random.Generator, int], Any],
@@ -118,19 +118,4 @@ def game_stage(
         batch_axis=1,
         product=lambda state: {"generator": state.ema, "ta": state.ta},
         like=None if like is None else jax.eval_shape(init, *like),
-    )
-
-
-def settings_of(section) -> Settings:
-    """The objectives' knobs of a config section."""
-    return Settings(
-        weighting=section.weighting,
-        beta=section.beta,
-        estimator=resolve(section.estimator),
-        num_steps=section.num_steps,
-        num_samples=section.num_samples,
-        stochasticity=section.stochasticity,
-        trust_radius=section.trust_radius,
-        max_shift=section.max_shift or None,
-        huber=section.huber,
     )

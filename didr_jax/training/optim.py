@@ -11,9 +11,7 @@ from didr_jax.types import Array, PyTree
 # name -> (learning-rate schedule, settings) -> optax transformation.  Bytes of state per parameter, in
 # float32: adamw 8 (6 with a bfloat16 first moment), lion and sgd 4 (2), adafactor 4, or almost none with b1 = 0.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adamw": lambda lr, c: optax.adamw(
-        lr, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mu_dtype=c.moment_dtype
-    ),
+    "adamw": lambda lr, c: optax.adamw(lr, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mu_dtype=c.moment_dtype),
     "adafactor": lambda lr, c: optax.adafactor(
         lr, weight_decay_rate=c.weight_decay or None, momentum=c.b1 or None, dtype_momentum=c.moment_dtype
     ),

@@ -14,13 +14,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from didr_jax.config import make_few_step, make_schedule, require_choice
+from didr_jax.builders import make_few_step, make_schedule
+from didr_jax.checks import require_choice
 from didr_jax.models.attention import BACKENDS
 from didr_jax.models.unet import UNet
 from didr_jax.models.unet_config import UNetConfig
 from didr_jax.models.vae import VAEConfig
-from didr_jax.recipes.backbone import Backbone
-from didr_jax.recipes.latents import architecture, decoder, latent_shape, open_sources
+from didr_jax.recipes.text_to_image.backbone import Backbone
+from didr_jax.recipes.text_to_image.latents import architecture, decoder, latent_shape, open_sources
 from didr_jax.text.cache import digest_files
 from didr_jax.text.clip import clip_encoder, parts
 from didr_jax.types import InputError

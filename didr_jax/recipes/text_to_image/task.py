@@ -22,20 +22,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from didr_jax import lora
-from didr_jax.config import require_choice
+from didr_jax.checks import require_choice
 from didr_jax.diffusion import to_x0
 from didr_jax.models.remat import REMAT
-from didr_jax.parallel import shardings
-from didr_jax.prompts import read_prompts
-from didr_jax.recipes.backbone import Backbone, cast
-from didr_jax.recipes.reward_mix import chosen, resolve_estimator, load_mix, load_rewards, require_reward
+from didr_jax.recipes.text_to_image.backbone import Backbone, cast
+from didr_jax.recipes.text_to_image.rewards import chosen, load_mix, load_rewards, require_reward, resolve_estimator
 from didr_jax.rewards import finite_gradient, summarise
 from didr_jax.rewards.custom import try_out
-from didr_jax.scoring import score_folder
-from didr_jax.stages import game_stage
-from didr_jax.startup import first
-from didr_jax.step import Roles
+from didr_jax.rewards.scoring import score_folder
 from didr_jax.text.cache import cached, digest_texts
+from didr_jax.text.prompts import read_prompts
+from didr_jax.training.parallel import shardings
+from didr_jax.training.stages import game_stage
+from didr_jax.training.startup import is_first_process
+from didr_jax.training.step import Networks
 from didr_jax.types import Array, InputError, PyTree
 
 TRAIN = ("full", "lora")
@@ -96,7 +96,7 @@ class TextToImage:
             size = config.image.height, config.image.width
             try_out(config.rewards.custom, config.rewards.custom_differentiable, size, [*prompts, ""][:2])
         resolve_estimator(config.align, self.mix)
-        for line in self.backbone.warnings if first() else ():
+        for line in self.backbone.warnings if is_first_process() else ():
             print(f"didr_jax: warning: {line}", file=sys.stderr, flush=True)
 
     # ------------------------------------------------------------------------------- conditions
@@ -106,7 +106,7 @@ class TextToImage:
         data, backbone = self.config.data, self.backbone
         key = digest_texts([backbone.text_digest()], prompts)
         encode = lambda batch: self._encode(batch)  # the encoders are loaded only if they are needed
-        say = functools.partial(print, flush=True) if first() else str
+        say = functools.partial(print, flush=True) if is_first_process() else str
         return cached(data.cache, key, prompts, encode, dtype=data.dtype, batch_size=data.batch_size, say=say)
 
     @functools.cached_property
@@ -175,14 +175,14 @@ class TextToImage:
         figures = summarise(self.score(frozen, x0, c))
         return {"reward": figures.pop("reward/total")} | figures
 
-    def roles(self, frozen: PyTree) -> Roles:
+    def roles(self, frozen: PyTree) -> Networks:
         """The networks, with what TA and generator read of `frozen` bound."""
 
         def unconditional(c):
             spread = lambda empty, like: jnp.broadcast_to(empty, like.shape).astype(like.dtype)
             return c | {"text": jax.tree.map(spread, frozen["no_text"], c["text"])}
 
-        return Roles(
+        return Networks(
             schedule=self.backbone.schedule,
             event_shape=self.backbone.event_shape,
             reference=lambda frozen, x_t, t, c: self.predict(frozen["base"], None, x_t, t, c),
@@ -285,9 +285,7 @@ class TextToImage:
         section = self.config.score
         tokenizer = self.backbone.clip_tokenizer if self.config.weights.base else None
         models = load_rewards(self.config.rewards, tokenizer)
-        score_folder(
-            section.images, section.prompts, models, os.path.join(workdir, "scores.csv"), batch_size=section.batch_size
-        )
+        score_folder(section.images, section.prompts, models, os.path.join(workdir, "scores.csv"), batch_size=section.batch_size)
 
 
 def _require_path(key: str, value: str) -> None:

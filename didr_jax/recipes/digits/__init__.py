@@ -1,0 +1,1 @@
+"""Handwritten digits on a laptop: the whole of DIDR, on real images, in minutes."""

@@ -1,0 +1,1 @@
+"""Latent text-to-image models, aligned from a diffusers folder: one task, a backbone a family."""

@@ -1,0 +1,1 @@
+"""How networks are trained: steps, stages, the loop, devices, checkpoints, logs."""

@@ -1,0 +1,63 @@
+"""What is checked of every config before anything starts: values that would fail or mislead later."""
+
+from didr_jax.builders import make_schedule
+from didr_jax.checks import require, require_choice
+from didr_jax.diffused_reward import ESTIMATORS
+from didr_jax.diffusion import PREDICTIONS
+from didr_jax.objectives import OBJECTIVES, WEIGHTINGS
+from didr_jax.schedules import Schedule
+from didr_jax.training.optim import OPTIMIZERS
+from didr_jax.training.parallel import parse_rules
+
+
+def validate(config) -> None:
+    """Raises InputError, naming the key, for any value that would fail or mislead later."""
+    schedule = make_schedule(config)
+    require(len(config.stages) > 0, "stages", config.stages, "name at least one stage")
+    require(config.log.every >= 1, "log.every", config.log.every, "must be at least 1")
+    require(config.checkpoint.every >= 1, "checkpoint.every", config.checkpoint.every, "must be at least 1")
+    require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "must be at least 1")
+    require(config.checkpoint.keep_every >= 0, "checkpoint.keep_every", config.checkpoint.keep_every, "must be 0 or more")
+    require_choice("checkpoint.best_mode", config.checkpoint.best_mode, ("max", "min"))
+    require(config.log.peak_tflops >= 0, "log.peak_tflops", config.log.peak_tflops, "must not be negative")
+    require_choice("log.service", config.log.service, ("", "wandb", "trackio"))
+    require(config.watch.patience >= 1, "watch.patience", config.watch.patience, "must be at least 1")
+    require_choice("profile.stage", config.profile.stage, ("", *config.stages))
+    parse_rules(config.mesh.rules)
+    require(0 < config.compile.utilisation <= 1, "compile.utilisation", config.compile.utilisation, "must lie in (0, 1]")
+    require(-1 <= config.compile.effort <= 1, "compile.effort", config.compile.effort, "must lie in [-1, 1]")
+    for name in config.stages:
+        require(name in config, "stages", config.stages, f"config has no section {name!r}")
+        stage = config[name]
+        require(stage.steps >= 1, f"{name}.steps", stage.steps, "must be at least 1")
+        require(stage.batch_size >= 1, f"{name}.batch_size", stage.batch_size, "must be at least 1")
+        require(stage.micro_batches >= 1, f"{name}.micro_batches", stage.micro_batches, "must be at least 1")
+        if "objective" in stage:
+            _validate_game(name, stage, schedule)
+        for part in ("optimizer", "generator_optimizer", "ta_optimizer"):
+            if part in stage:
+                require_choice(f"{name}.{part}.name", stage[part].name, OPTIMIZERS)
+                require(stage[part].lr > 0, f"{name}.{part}.lr", stage[part].lr, "must be positive")
+                require_choice(f"{name}.{part}.moment_dtype", stage[part].moment_dtype, ("float32", "bfloat16"))
+
+
+def _validate_game(name: str, stage, schedule: Schedule) -> None:
+    require_choice(f"{name}.objective", stage.objective, OBJECTIVES)
+    require_choice(f"{name}.estimator", stage.estimator, ("auto", *ESTIMATORS))
+    require_choice(f"{name}.weighting", stage.weighting, WEIGHTINGS)
+    require_choice(f"{name}.ta_weighting", stage.ta_weighting, PREDICTIONS)
+    require(stage.beta > 0, f"{name}.beta", stage.beta, "the temperature of the tilt must be positive")
+    require(stage.num_steps >= 1, f"{name}.num_steps", stage.num_steps, "K must be at least 1")
+    require(stage.num_samples >= 1, f"{name}.num_samples", stage.num_samples, "N must be at least 1")
+    require(stage.max_shift >= 0, f"{name}.max_shift", stage.max_shift, "must not be negative; 0 means no limit")
+    require(0 <= stage.stochasticity <= 1, f"{name}.stochasticity", stage.stochasticity, "must lie in [0, 1]")
+    require(stage.ta_updates >= 1, f"{name}.ta_updates", stage.ta_updates, "must be at least 1")
+    if stage.trust_radius is not None:
+        require(stage.trust_radius > 0, f"{name}.trust_radius", stage.trust_radius, "must be positive, or None")
+    for who in ("generator", "ta"):
+        low, high = stage[f"{who}_t_min"], stage[f"{who}_t_max"]
+        inside = schedule.t_min <= low < high <= schedule.t_max
+        rule = f"need {schedule.t_min} <= t_min < t_max <= {schedule.t_max}, the times of the {schedule.name} schedule"
+        require(inside, f"{name}.{who}_t_min, {name}.{who}_t_max", (low, high), rule)
+        clean = float(schedule.sigma(low)) <= 0
+        require(not clean, f"{name}.{who}_t_min", low, "the schedule has no noise there, so scores are undefined")
