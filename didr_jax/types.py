@@ -5,6 +5,8 @@ batch: `[b, 2]` for a point of the plane, `[b, h, w, c]` for an image or a laten
 closed over: a `Denoiser` or `Reward` handed to a loss already knows what its batch was asked for.
 """
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -24,6 +26,49 @@ class Reward(Protocol):
     """`x0 [b, ...] -> r [b]`, larger is better."""
 
     def __call__(self, x0: Array, /) -> Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Parameters that are not here yet: what they look like, and how to fill them.
+
+    Nothing is read before `load`, so that whoever only needs shapes (a plan), or only some of a run's parameters (an
+    export), opens no other file.
+
+    Attributes:
+      shapes: a pytree of `jax.ShapeDtypeStruct`.
+      fill: `(shapes, shardings) -> arrays` of these shapes and dtypes, in their places; `shardings` is a pytree like
+        `shapes`, one sharding for all leaves, or None for the default device.
+      check: raises InputError, naming all that is wrong, if `fill` could not succeed; reads names and shapes only.
+    """
+
+    shapes: PyTree
+    fill: Callable[[PyTree, Any], PyTree]
+    check: Callable[[], None] = lambda: None
+
+    def load(self, shardings: Any = None) -> PyTree:
+        """The arrays, read or made now."""
+        return self.fill(self.shapes, shardings)
+
+    def cast(self, dtype: Any) -> "Weights":
+        """The same parameters, all in another dtype."""
+        dtype = jax.numpy.dtype(dtype)
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), self.shapes)
+        return dataclasses.replace(self, shapes=shapes)
+
+    @classmethod
+    def join(cls, parts: "Mapping[str, Weights]") -> "Weights":
+        """Several as one: a dict of their trees."""
+
+        def fill(shapes, shardings):
+            spread = isinstance(shardings, dict)
+            return {name: w.fill(shapes[name], shardings[name] if spread else shardings) for name, w in parts.items()}
+
+        def check():
+            for weights in parts.values():
+                weights.check()
+
+        return cls({name: weights.shapes for name, weights in parts.items()}, fill, check)
 
 
 class InputError(ValueError):

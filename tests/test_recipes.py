@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from didr_jax.recipes import digits_data
+from didr_jax.recipes.digits import data as digits_data
 from didr_jax.training.metrics import read_metrics
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

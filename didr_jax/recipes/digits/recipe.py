@@ -18,7 +18,7 @@ from didr_jax.builders import make_few_step, make_schedule
 from didr_jax.diffusion import to_x0
 from didr_jax.models.dit import MLP, DiT
 from didr_jax.objectives import denoising_loss
-from didr_jax.recipes import digits_data
+from didr_jax.recipes.digits import data
 from didr_jax.recipes.digits.data import NUM_CLASSES
 from didr_jax.recipes.digits.report import Models, evaluate, figures, sample
 from didr_jax.training.loop import Recipe
@@ -31,8 +31,8 @@ IMAGE = (8, 8, 1)
 def digits(config) -> Recipe:
     """The recipe of `configs/digits.py`."""
     schedule = make_schedule(config)
-    train, held_out = digits_data.load()
-    annotator = digits_data.Annotator(train)
+    train, held_out = data.load()
+    annotator = data.Annotator(train)
 
     few_step = make_few_step(config, schedule)
 
@@ -130,7 +130,7 @@ def digits(config) -> Recipe:
             ),
             "judge": lambda products: fit_stage(
                 "judge", config, init_params=lambda: init(classifier, 2, blank),
-                loss=judge_loss, data=lambda rng, n: digits_data.shaken(rng, train, n),
+                loss=judge_loss, data=lambda rng, n: data.shaken(rng, train, n),
             ),
             "distill": distill,
             "align": align,

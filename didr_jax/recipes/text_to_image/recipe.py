@@ -1,6 +1,6 @@
 """Every backbone's recipe: the task, what it reports, and its outline for plans, put together."""
 
-from didr_jax.recipes import text_to_image_report as report
+from didr_jax.recipes.text_to_image import report
 from didr_jax.recipes.text_to_image.outline import Outline
 from didr_jax.recipes.text_to_image.task import TextToImage
 from didr_jax.training.loop import Recipe
