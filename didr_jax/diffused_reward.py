@@ -12,7 +12,8 @@ The estimators are derived in `estimators` and `conjugate`; `ESTIMATORS` is thei
 sample and are stopped at the networks' parameters.  `docs/estimators.md` compares them.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -15,7 +15,7 @@ An error of p is an error of x̂0 divided by d:  mean-squared error in p = (1/d�
 so the "ε loss", "v loss", … are one loss on x̂0 with different weights.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax.numpy as jnp
 

@@ -22,7 +22,8 @@ mean x̂ + δ of (6), of which (1) is the first iterate, too long by I − C∇�
 products with J and lies in the span of δ = Cλ, so that C⁻¹ is never needed.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

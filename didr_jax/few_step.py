@@ -24,7 +24,7 @@ the next step to be right further down, and the last one at t → 0.
 """
 
 import dataclasses
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

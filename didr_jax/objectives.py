@@ -25,7 +25,7 @@ inputs, never into their parameters, and through w' not at all.
 """
 
 import dataclasses
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

@@ -17,7 +17,7 @@ t = 1, .9, .75, .5; for the others warp is the identity.
 """
 
 import dataclasses
-from typing import Callable
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np

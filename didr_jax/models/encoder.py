@@ -5,7 +5,8 @@ is one `nn.scan`: compile time does not grow with depth.  Source: `CLIPEncoderLa
 `BlipEncoderLayer` of transformers, `ResidualAttentionBlock` of open_clip.
 """
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp

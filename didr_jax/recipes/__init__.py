@@ -1,6 +1,6 @@
 """The recipes by name: each builds, from a config, the stages that it trains and how it is judged."""
 
-from typing import Callable
+from collections.abc import Callable
 
 from didr_jax.checks import require_choice
 from didr_jax.recipes.digits.recipe import digits

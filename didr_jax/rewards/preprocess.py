@@ -6,7 +6,7 @@ the rounding to 8 bits: rounded, the result is PIL's within one level.  HPSv2 re
 """
 
 import functools
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

@@ -8,7 +8,8 @@ whatever mesh and number of processes it then has.
 
 import dataclasses
 import os
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np

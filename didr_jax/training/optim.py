@@ -1,6 +1,6 @@
 """Optimisers, guarded updates and the moving average of parameters."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,7 @@
 """From a config section to a `train.Stage`: the two kinds of stage that recipes are made of."""
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np

@@ -1,7 +1,7 @@
 """What must happen before JAX touches a device: compiler flags, the compilation cache, the other processes."""
 
 import os
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jaxlib

@@ -15,7 +15,8 @@ gradients over those changes nothing but the order of sums.
 
 import dataclasses
 import math
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp

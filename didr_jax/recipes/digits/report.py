@@ -12,7 +12,7 @@ the reference learned; between it and the tilted data lies the reference's own e
 
 import dataclasses
 import os
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
