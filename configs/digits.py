@@ -47,6 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.samples = 2000  # images per model
+    config.eval.every = 100  # steps of align between evaluations while it trains; 0: none, only the report at the end
     config.eval.target_beta = config_dict.placeholder(float)  # beta of the target law p*; None: align.beta
     config.eval.seed = 1234  # of the evaluation's noise
     config.eval.reference_steps = 30  # solver steps of the multi-step reference

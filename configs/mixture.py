@@ -42,6 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.samples = 4000  # drawn from each law for the distances
+    config.eval.every = 500  # steps of align between evaluations while it trains; 0: none, only the report at the end
     config.eval.target_betas = (1.0, 4.0)  # of the tilted laws p* that distances are measured to
     config.eval.seed = 1234  # of the evaluation's noise
 

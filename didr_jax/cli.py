@@ -3,67 +3,50 @@
 import contextlib
 import sys
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from didr_jax import recipes
 from didr_jax.checks import nearest
 from didr_jax.config import flatten
-from didr_jax.planning.plan import make_plan
+from didr_jax.planning.plan import make_plan, main_stage
 from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
 from didr_jax.training.exits import RunStopped
-from didr_jax.training.loop import load_products, train
+from didr_jax.training.loop import train
 from didr_jax.training.metrics import RunLog
-from didr_jax.training.parallel import to_host
+from didr_jax.training.parallel import make_mesh
+from didr_jax.training.recipe import Recipe
+from didr_jax.training.run import Run, saved_products
 from didr_jax.training.startup import is_first_process, leave, on_first, start
 from didr_jax.training.validate import validate
-from didr_jax.training.workdir import claim_workdir, lock
+from didr_jax.training.workdir import claim_workdir, lock, make_workdir
 from didr_jax.types import InputError
+
+MODES = ("train", "sample", "eval", "export", "score", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
-_MODE = flags.DEFINE_string("mode", "train", "train | sample | eval | export | score | compile")
+_MODE = flags.DEFINE_string("mode", "train", " | ".join(MODES))
 
 
-def _train(recipe, config, workdir: str, log: RunLog) -> None:
-    _report(recipe.evaluate, train(recipe, config, workdir, log), workdir, log)
-
-
-def _sample(recipe, config, workdir: str, log: RunLog) -> None:
-    _report(recipe.sample, load_products(recipe, config, workdir), workdir, log)
-
-
-def _evaluate(recipe, config, workdir: str, log: RunLog) -> None:
-    _report(recipe.evaluate, load_products(recipe, config, workdir), workdir, log)
-
-
-def _report(write, products: dict, workdir: str, log: RunLog) -> None:
-    """Process 0 reports, on its own, from whole copies of the parameters."""
-    products = to_host(products)
-    if is_first_process():
-        write(products, workdir, log)
-
-
-def _export(recipe, config, workdir: str, log: RunLog) -> None:
-    _report(recipe.export, load_products(recipe, config, workdir), workdir, log)
-
-
-def _score(recipe, config, workdir: str, log: RunLog) -> None:
-    if is_first_process():
-        recipe.score(workdir, log)
-
-
-MODES = {"train": _train, "sample": _sample, "eval": _evaluate, "export": _export, "score": _score}
-OPTIONAL = {"export": "export", "score": "score", "compile": "outline"}  # mode -> what a recipe may not have
+def _work(recipe: Recipe, run: Run, mode: str) -> None:
+    """Trains and then evaluates, or does one of the recipe's other modes, in every process."""
+    if mode == "train":
+        products, mode = train(recipe, run), "eval"
+    else:
+        products = {} if mode in recipe.alone else saved_products(run)
+    with jax.set_mesh(run.mesh):
+        recipe.modes[mode](products, run)
 
 
 def _compile(config) -> None:
     """Plans a step of the recipe on a machine that need not be here; touches no workdir."""
     machine = target(config.compile.topology, config.compile.effort)
-    recipe = recipes.build(config)
-    _check(recipe, config, "compile")
-    print(report(make_plan(recipe.outline(), config, machine), config))
+    recipe = recipes.build(config).planned()
+    recipe.check("compile")
+    print(report(make_plan(main_stage(recipe, config), config, machine), config, recipe))
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -80,8 +63,8 @@ def _parse(argv: list[str]) -> list[str]:
         raise InputError(f"--config: {' '.join(str(error.__cause__ or error).split())}") from None
     if missing:
         raise InputError("--config is missing; for example --config=configs/digits.py")
-    if _MODE.value not in (*MODES, "compile"):
-        raise InputError(f"--mode={_MODE.value} is not known; {nearest(_MODE.value, [*MODES, 'compile'])}")
+    if _MODE.value not in MODES:
+        raise InputError(f"--mode={_MODE.value} is not known; {nearest(_MODE.value, MODES)}")
     if not _WORKDIR.value and _MODE.value != "compile":
         raise InputError("--workdir is missing; name a directory for checkpoints, logs and pictures")
     return rest
@@ -110,20 +93,21 @@ def _load(path: str):
 
 
 def _run(_argv: list[str]) -> None:
-    config, workdir = _CONFIG.value, _WORKDIR.value
+    config, workdir, mode = _CONFIG.value, _WORKDIR.value, _MODE.value
     logging.set_verbosity(logging.WARNING)  # orbax narrates every save
     try:
-        start(config, alone=_MODE.value == "compile")
+        start(config, alone=mode == "compile")
         validate(config)
-        if _MODE.value == "compile":
+        if mode == "compile":
             return _compile(config)
         recipe = recipes.build(config)
-        _check(recipe, config, _MODE.value)
+        check(recipe, config, mode)
+        mesh = make_mesh(config.mesh)
         with contextlib.ExitStack() as held:
-            on_first(lambda: _claim(config, workdir, held))
+            on_first(lambda: _claim(recipe, config, workdir, mode, held))
             log = RunLog(workdir, config.log)
             held.callback(log.close)
-            MODES[_MODE.value](recipe, config, workdir, log)
+            _work(recipe, Run(config, workdir, mesh, log), mode)
         leave()
     except InputError as error:
         _refuse(error)
@@ -135,15 +119,17 @@ def _run(_argv: list[str]) -> None:
         sys.exit(stopped.code)
 
 
-def _claim(config, workdir: str, held: contextlib.ExitStack) -> None:
-    """Makes the workdir ours: for good where its config says so, and alone while we train."""
-    claim_workdir(config, workdir)
-    if _MODE.value == "train":
+def _claim(recipe: Recipe, config, workdir: str, mode: str, held: contextlib.ExitStack) -> None:
+    """Makes the workdir ours: alone while we train, and for good where its config says so."""
+    make_workdir(workdir)
+    if mode == "train":
         held.enter_context(lock(workdir))
+    claim_workdir(config, workdir, recipe.free)
 
 
-def _check(recipe, config, mode: str) -> None:
-    if mode in OPTIONAL and getattr(recipe, OPTIONAL[mode]) is None:
+def check(recipe: Recipe, config, mode: str) -> None:
+    """Raises InputError for a mode that the recipe does not have, or that cannot work; writes nothing."""
+    if mode not in ("train", *recipe.modes):
         raise InputError(f"--mode={mode}: the recipe {config.recipe!r} has no such mode")
     recipe.check(mode)
 

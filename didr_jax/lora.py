@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from didr_jax.types import Array, InputError, PRNGKey, PyTree
-from didr_jax.weights.engine import to_flax, to_torch
+from didr_jax.types import Array, InputError, PRNGKey, PyTree, Weights
+from didr_jax.weights.engine import check_fit, to_flax, to_torch
 from didr_jax.weights.files import read_tensors, write_safetensors
 from didr_jax.weights.rules import Rule
 
@@ -136,43 +136,68 @@ def save(path: str | os.PathLike, lora: PyTree, alpha: float, table: Sequence[Ru
     write_safetensors(path, tensors)
 
 
-def load(path: str | os.PathLike, shapes: PyTree, alpha: float, table: Sequence[Rule], *, prefix: str) -> PyTree:
+def saved(path: str | os.PathLike, base: PyTree, alpha: float, table: Sequence[Rule], *, prefix: str) -> Weights:
     """Adapters, in float32, from a file of `save` or one that diffusers or peft wrote with alpha equal to its rank.
 
-    What `save` wrote comes back exactly if alpha/rank is a power of two, else to a rounding.
+    What `save` wrote comes back exactly if alpha/rank is a power of two, else to a rounding.  Of the file only names and
+    shapes are read before they are loaded.
 
     Args:
       path: a `.safetensors` file.
-      shapes: the base's tree.
+      base: shapes of the base's tree.
       alpha: that the adapters will be applied with; it is divided out of B.
       table, prefix: as in `save`.
 
     Raises:
       InputError: no adapters of this part in the file, or ones that do not fit the base.
     """
-    tensors, flat = read_tensors(path), flatten_dict(shapes, sep="/")
+    factors = _factors(path, prefix)
+    rank = next(iter(factors["lora_A"].values())).shape[0]
+    flat = flatten_dict(base, sep="/")
+    hits = [rule.flax_path(name) for name in factors["lora_A"] for rule in table]
+    kernels = {hit[0]: flat[hit[0]].shape for hit in hits if hit and hit[0] in flat}
+    shape_of = {
+        "lora_A": lambda shape: (*shape[:-1], rank),
+        "lora_B": lambda shape: (*shape[:-2], rank, shape[-1]),
+    }
+    expected = {
+        name: {kernel: jax.ShapeDtypeStruct(fit(shape), jnp.float32) for kernel, shape in kernels.items()}
+        for name, fit in shape_of.items()
+    }
+    for name, tensors in factors.items():
+        try:
+            check_fit(tensors, table, unflatten_dict(expected[name], sep="/"))
+        except InputError as error:
+            raise InputError(f"LoRA: {path} does not fit the base, {name}: {error}") from None
+    leaf_of, scale_of = {"lora_A": A, "lora_B": B}, {"lora_A": 1.0, "lora_B": rank / alpha}
+    ours = lambda name, tree: {(*kernel.split("/")[:-1], leaf_of[name]): leaf for kernel, leaf in tree.items()}
+
+    def fill(shapes: PyTree, places: Any) -> PyTree:
+        wanted, adapters = flatten_dict(shapes), {}
+        for name, tensors in factors.items():
+            tree, where = unflatten_dict(expected[name], sep="/"), places
+            if isinstance(places, Mapping):
+                flat = flatten_dict(places)
+                where = {kernel: flat[*kernel.split("/")[:-1], leaf_of[name]] for kernel in expected[name]}
+                where = unflatten_dict(where, sep="/")
+            read = flatten_dict(to_flax(tensors, table, tree, shardings=where), sep="/")
+            adapters |= {path: value * scale_of[name] for path, value in ours(name, read).items()}
+        return unflatten_dict({path: value.astype(wanted[path].dtype) for path, value in adapters.items()})
+
+    return Weights(unflatten_dict(ours("lora_A", expected["lora_A"]) | ours("lora_B", expected["lora_B"])), fill)
+
+
+def _factors(path: str | os.PathLike, prefix: str) -> dict[str, dict[str, Any]]:
+    """`{"lora_A": {LAYER.weight: tensor}, "lora_B": …}` of a file."""
     factors: dict[str, dict[str, Any]] = {"lora_A": {}, "lora_B": {}}
-    for key, tensor in tensors.items():
+    for key, tensor in read_tensors(path).items():
         m = re.fullmatch(rf"{re.escape(prefix)}\.(.+)\.(lora_A|lora_B)\.weight", key)
         if m is None:
             raise InputError(f"LoRA: {path} holds {key}; expected are {prefix}.LAYER.lora_A.weight and its lora_B")
         factors[m[2]][f"{m[1]}.weight"] = tensor
     if not factors["lora_A"] or factors["lora_A"].keys() != factors["lora_B"].keys():
         raise InputError(f"LoRA: {path} holds no adapters, or lacks one of the pair lora_A, lora_B of a layer")
-    rank = next(iter(factors["lora_A"].values())).shape[0]
-
-    hits = [rule.flax_path(name) for name in factors["lora_A"] for rule in table]
-    kernels = {hit[0]: flat[hit[0]].shape for hit in hits if hit and hit[0] in flat}
-    lora = {}
-    for name, leaf, scale in (("lora_A", A, 1.0), ("lora_B", B, rank / alpha)):
-        fit = lambda shape: (*shape[:-1], rank) if name == "lora_A" else (*shape[:-2], rank, shape[-1])
-        expected = {kernel: jax.ShapeDtypeStruct(fit(shape), jnp.float32) for kernel, shape in kernels.items()}
-        try:
-            read = flatten_dict(to_flax(factors[name], table, unflatten_dict(expected, sep="/")))
-        except InputError as error:
-            raise InputError(f"LoRA: {path} does not fit the base, {name}: {error}") from None
-        lora |= {(*kernel[:-1], leaf): value * scale for kernel, value in read.items()}
-    return unflatten_dict(lora)
+    return factors
 
 
 def _pairs(lora: PyTree, params: Mapping | None = None) -> dict[tuple[str, ...], tuple[Array, Array]]:

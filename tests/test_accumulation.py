@@ -17,9 +17,11 @@ SGD = {f"{part}.{knob}": value for part in ("pretrain.optimizer", "align.generat
 def after_one_step(name: str, parts: int, **overrides):
     config = tiny(**{"stages": ("pretrain", "distill", "align"), f"{name}__micro_batches": parts} | SGD | overrides)
     built = recipes.build(config)
-    ta = jax.jit(built.stages["pretrain"]({}).init)().params
-    stage = built.stages[name]({"pretrain": ta, "distill": {"generator": ta, "ta": ta}})
-    return jax.jit(stage.step)(jax.jit(stage.init)(), stage.frozen, stage.batch(0))
+    network = built.fresh(0)
+    stage = built.stages[name]({"pretrain": {"params": network}, "distill": {"generator": network, "ta": network}})
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state = stage.init(jax.tree.map(lambda _: here, stage.shapes))
+    return jax.jit(stage.step)(state, {}, stage.batch(0))
 
 
 STOCHASTIC = {"align__estimator": "covariance_cv", "align__num_steps": 2, "align__num_samples": 3}

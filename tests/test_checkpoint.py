@@ -12,17 +12,17 @@ from tiny_runs import tiny, train_tiny
 from didr_jax.training import checkpoint
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.exits import CannotSave
-from didr_jax.training.state import FitState
 from didr_jax.types import InputError
 
 
 def state(value=1.0, rows=32):
+    """What a save holds: the state, and one product."""
     params = {"w": np.full((rows, 8), value, np.float32), "half": jax.numpy.full(5, value, jax.numpy.bfloat16)}
-    count = np.asarray(3, np.int32)
-    return jax.tree.map(jax.numpy.asarray, FitState(count, params, params, {"mask": np.ones(3, bool)}, count, count))
+    training = {"step": np.asarray(3, np.int32), "params": params, "opt": ({"mask": np.ones(3, bool)}, np.ones(2))}
+    return jax.tree.map(jax.numpy.asarray, {"state": training, "ema": {"net": params}})
 
 
-def like(rows=32):
+def shapes(rows=32):
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), state(rows=rows))
 
@@ -36,7 +36,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     box = saves(tmp_path)
     box.save(7, state(np.pi))
     box.close()
-    step, restored = saves(tmp_path).restore_newest(like())
+    step, restored = saves(tmp_path).restore_newest(shapes())
     assert step == 7
     jax.tree.map(np.testing.assert_array_equal, restored, state(np.pi))
     jax.tree.map(lambda a, b: a.dtype == b.dtype, restored, state())
@@ -69,8 +69,8 @@ def test_a_state_of_other_shape_is_refused_and_left_in_place(tmp_path):
     box = saves(tmp_path)
     box.save(7, state())
     box.wait()
-    with pytest.raises(InputError, match=r"ema/w is float32\[32,8\] there and float32\[64,8\] here"):
-        box.restore_newest(like(rows=64))
+    with pytest.raises(InputError, match=r"ema: net/w is float32\[32,8\] there and float32\[64,8\] here"):
+        box.restore_newest(shapes(rows=64))
     assert box.steps() == [7]
     box.close()
 

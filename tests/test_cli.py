@@ -9,7 +9,7 @@ import pytest
 from configs import digits
 from didr_jax import recipes
 from didr_jax.training.validate import validate
-from didr_jax.training.workdir import claim_workdir
+from didr_jax.training.workdir import claim_workdir, make_workdir
 from didr_jax.types import InputError
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -84,6 +84,7 @@ def test_workdir_that_cannot_be_written(tmp_path):
 
 def test_workdir_of_another_config_is_refused_naming_the_keys(tmp_path):
     config = digits.get_config()
+    make_workdir(str(tmp_path))
     claim_workdir(config, str(tmp_path))
     claim_workdir(config, str(tmp_path))  # the same again is welcome
     config.log.every = 7  # and so is another cadence of logging

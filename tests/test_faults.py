@@ -17,8 +17,10 @@ from tiny_runs import REPO, tiny, train_tiny
 from didr_jax import closed_form
 from didr_jax.builders import make_schedule
 from didr_jax.training.exits import CannotSave, NotFinite, Preempted
-from didr_jax.training.loop import Recipe
+from didr_jax.objectives import OBJECTIVES
 from didr_jax.training.metrics import RunLog, read_metrics
+from didr_jax.training.parallel import made
+from didr_jax.training.recipe import Recipe
 from didr_jax.training.stages import game_stage
 from didr_jax.training.step import Networks
 from didr_jax.training.watch import bad_parts
@@ -68,8 +70,8 @@ def linear_recipe(config, reward=lambda r: r, gradient=lambda g: g) -> Recipe:
     """The align stage on linear networks, with its reward or its objective's gradient passed through a fault."""
     schedule = make_schedule(config)
     reference = closed_form.GaussianMixture.of([[1.0, 1.0]], std=0.7).denoiser(schedule)
-    linear = lambda p, x, *_: x @ p["w"]
-    roles = Networks(
+    linear = lambda p, frozen, x, *_: x @ p["w"]
+    networks = Networks(
         schedule=schedule,
         event_shape=(2,),
         reference=lambda frozen, x_t, t, c: reference(x_t, t),
@@ -78,19 +80,20 @@ def linear_recipe(config, reward=lambda r: r, gradient=lambda g: g) -> Recipe:
         reward=lambda frozen, x0, c: reward(jnp.sum(x0, -1)),
     )
 
-    def wrap(objective):
-        def spoilt(*arguments):
-            direction, aux = objective(*arguments)
-            return gradient(direction), aux
+    def spoilt(*arguments):
+        direction, aux = OBJECTIVES[config.align.objective](*arguments)
+        return gradient(direction), aux
 
-        return spoilt
-
-    start = lambda: {"w": jnp.eye(2)}
+    start = made(lambda: {"w": jnp.eye(2)})
     no_conditions = lambda rng, n: {"none": np.zeros(n, np.float32)}
-    build = lambda products: game_stage(
-        "align", config, roles=roles, init_generator=start, init_ta=start, conditions=no_conditions, frozen=None, wrap=wrap
-    )
-    return Recipe(stages={"align": build}, figures=None, evaluate=None, sample=None)
+    recipe = Recipe()
+    recipe.stages = {
+        "align": lambda products: game_stage(
+            "align", config, networks=networks, generator=start, ta=start, conditions=no_conditions,
+            objective=OBJECTIVES[config.align.objective]._replace(gradient=spoilt),
+        )
+    }  # fmt: skip
+    return recipe
 
 
 SHORT = {"stages": ("align",), "align__steps": 12, "watch__patience": 4, "log__every": 1}
@@ -100,7 +103,7 @@ SHORT = {"stages": ("align",), "align__steps": 12, "watch__patience": 4, "log__e
     "spoilt, named, finite",
     [
         ({"reward": lambda r: r + jnp.nan}, "reward", ["ta_loss", "gap"]),  # as from a decoder that overflows
-        ({"gradient": lambda g: g / 0.0}, "grad_norm", ["ta_loss", "gap", "tilt", "reward"]),
+        ({"gradient": lambda g: g / 0.0}, "grad_norm", ["ta_loss", "gap", "pull", "reward"]),
     ],
     ids=["reward", "gradient"],
 )

@@ -163,7 +163,7 @@ def test_saved_adapters_have_peft_names_and_act_like_the_merged_weights(setup, t
 def test_saved_adapters_come_back(setup, tmp_path):
     params, lora, _ = setup
     table, path = zimage_table(CONFIG), tmp_path / "adapter.safetensors"
-    load = lambda alpha, prefix="transformer": lora_lib.load(path, params, alpha, table, prefix=prefix)
+    load = lambda alpha, prefix="transformer": lora_lib.saved(path, params, alpha, table, prefix=prefix).load()
     lora_lib.save(path, lora, 8.0, table, prefix="transformer")  # alpha/rank is a power of two: nothing is rounded
     jax.tree.map(np.testing.assert_array_equal, load(8.0), lora)
     lora_lib.save(path, lora, ALPHA, table, prefix="transformer")

@@ -85,14 +85,14 @@ PROGRAM = """
         config = tiny(network__width=256, network__depth=2, mesh__min_size=4096, **overrides)
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
-            ta = recipes.build(config).stages["pretrain"]({}).init().ema
-            stage = recipes.build(config).stages["distill"]({"pretrain": ta})
-            state = with_places(stage.shapes(), shardings(stage.shapes(), config, mesh))
+            recipe = recipes.build(config)
+            stage = recipe.stages["distill"]({"pretrain": {"params": recipe.fresh(0)}})
+            state = with_places(stage.shapes, shardings(stage.shapes, config, mesh))
             places = jax.tree.map(lambda a: a.sharding, state)
             spread = NamedSharding(mesh, P(None, ROWS))
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread), stage.batch(0))
             step = stage.compiled(places, mesh)
-            return step.lower(state, stage.frozen, batch).compile(), state
+            return step.lower(state, {}, batch).compile(), state
 
     whole, state = compiled(mesh__data=8)
     split, _ = compiled(mesh__fsdp=8)

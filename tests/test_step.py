@@ -26,19 +26,19 @@ def parameters(seed):
     return {"w": jax.random.normal(jax.random.key(seed), (2, 2)), "b": jnp.ones(2) * 0.1}
 
 
-ROLES = Networks(
+NETWORKS = Networks(
     schedule=SCHEDULE,
     event_shape=(2,),
     reference=lambda frozen, x, t, c: frozen["gain"] * REFERENCE(x, t),
-    ta=lambda p, x, t, c: linear(p, x) + c["shift"][:, None],
-    generator=lambda p, z, c, i: linear(p, z) + c["shift"][:, None],
+    ta=lambda p, frozen, x, t, c: linear(p, x) + c["shift"][:, None],
+    generator=lambda p, frozen, z, c, i: linear(p, z) + c["shift"][:, None],
     reward=lambda frozen, x0, c: REWARD(x0),
 )
 
 
 def game_step(tx=optax.sgd(LR), seed=0, objective="didr"):
     return make_game_step(
-        ROLES, OBJECTIVES[objective], Settings(beta=2.0, estimator="drp"), tx, tx,
+        NETWORKS, OBJECTIVES[objective], Settings(beta=2.0, estimator="drp"), tx, tx,
         seed=seed, guidance=1.0, ta_weighting="v", ta_times=(0.1, 0.9), generator_times=(0.2, 0.8), ema_decay=EMA,
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ TINY = {
     "log.every": 5,
     "checkpoint.every": 10,
     "distributed.detect": False,
+    "eval.every": 0,
 }
 
 
@@ -45,16 +46,26 @@ def train_tiny(workdir, config, recipe=None) -> dict:
     from didr_jax import recipes
     from didr_jax.training.loop import train
     from didr_jax.training.metrics import RunLog
-    from didr_jax.training.parallel import path_of, to_host
+    from didr_jax.training.parallel import make_mesh, path_of, to_host
+    from didr_jax.training.run import Run
     from didr_jax.training.startup import on_first
     from didr_jax.training.validate import validate
-    from didr_jax.training.workdir import claim_workdir
+    from didr_jax.training.workdir import claim_workdir, make_workdir
 
     validate(config)
-    on_first(lambda: claim_workdir(config, str(workdir)))
+    recipe = recipe or recipes.build(config)
+    mesh = make_mesh(config.mesh)
+
+    def claim():
+        make_workdir(str(workdir))
+        claim_workdir(config, str(workdir), recipe.free)
+
+    on_first(claim)
     log = RunLog(str(workdir), config.log)
     try:
-        products = to_host(train(recipe or recipes.build(config), config, str(workdir), log))
+        run = Run(config, str(workdir), mesh, log)
+        with jax.set_mesh(mesh):
+            products = to_host({stage: run.load(left) for stage, left in train(recipe, run).items()})
     finally:
         log.close()
     return {path_of(keys): np.asarray(x) for keys, x in jax.tree_util.tree_leaves_with_path(products)}

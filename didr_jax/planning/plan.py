@@ -22,9 +22,10 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from didr_jax.planning.targets import Target
 from didr_jax.training import flops
-from didr_jax.training.loop import Stage
+from didr_jax.training.recipe import Recipe
+from didr_jax.training.stages import Stage
 from didr_jax.training.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, with_places
-from didr_jax.types import PyTree
+from didr_jax.types import PyTree, Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Plan:
     """What one step of a stage takes on a machine.
 
     Attributes:
+      stage: its name.
       machine: the target.
       mesh: {axis: size}.
       batch_size, micro_batches: of the stage.
@@ -45,6 +47,7 @@ class Plan:
       seconds: that the compiler took.
     """
 
+    stage: str
     machine: Target
     mesh: dict[str, int]
     batch_size: int
@@ -74,11 +77,24 @@ class Plan:
         return chip and self.flops / (self.machine.size * chip.peak * utilisation)
 
 
+def main_stage(recipe: Recipe, config) -> Stage:
+    """The last stage of a recipe, made of shapes: of what earlier stages leave it knows no more."""
+
+    def absent(shapes, shardings):
+        raise LookupError("a plan loads nothing")
+
+    products: dict[str, dict[str, Weights]] = {}
+    for name in config.stages:
+        stage = recipe.stages[name](products)
+        products[name] = {key: Weights(shapes, absent) for key, shapes in stage.made_of(stage.shapes).items()}
+    return stage
+
+
 def make_plan(stage: Stage, config, machine: Target, operations: float | None = None) -> Plan:
-    """Plans a stage made of shapes (`Recipe.outline`).
+    """Plans a stage.
 
     Args:
-      stage: `shapes()` and `frozen` are shapes; `batch(0)` can be traced.
+      stage: of `main_stage`; only its shapes and its step are looked at.
       config: for `mesh`, the stage's section and `compile`.
       machine: where it is to run.
       operations: per step, if they are known already.
@@ -98,7 +114,7 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
     sizes = {"state": state, "frozen": frozen, "batch": batch}
     parts = {name: bytes_per_device(tree) for name, tree in _named(sizes).items()}
     fields = dict(
-        machine=machine, mesh=dict(mesh.shape), batch_size=stage.batch_size,
+        stage=stage.name, machine=machine, mesh=dict(mesh.shape), batch_size=stage.batch_size,
         micro_batches=config[stage.name].micro_batches, parts=parts,
     )  # fmt: skip
     if only_shapes:
@@ -128,9 +144,10 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
 def _placed(stage: Stage, config, mesh) -> tuple[PyTree, PyTree, PyTree]:
     """(state, frozen, batch), abstract, where training would put them."""
     place = lambda tree: with_places(tree, shardings(tree, config, mesh))
-    batch = jax.eval_shape(lambda: stage.batch(0))
+    batch = jax.eval_shape(lambda: stage.batch(0)) if stage.batch_shapes is None else stage.batch_shapes
+    frozen = {name: weights.shapes for name, weights in stage.frozen.items()}
     rows = NamedSharding(mesh, PartitionSpec(*[None] * stage.batch_axis, ROWS))
-    return place(stage.shapes()), place(stage.frozen), with_places(batch, jax.tree.map(lambda _: rows, batch))
+    return place(stage.shapes), place(frozen), with_places(batch, jax.tree.map(lambda _: rows, batch))
 
 
 def _named(trees: dict[str, PyTree]) -> dict[str, PyTree]:

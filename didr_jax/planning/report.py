@@ -1,58 +1,30 @@
 """A plan as a table, with what to change if it does not fit."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from didr_jax.planning.plan import Plan
 from didr_jax.training.chips import GIB
+from didr_jax.training.recipe import Advice, Recipe
 
-# What to try when a plan does not fit, mildest first: (applies to (config, plan)?, flags, what it does).
-REMEDIES: tuple[tuple[Callable, str, str], ...] = (
-    (
+# What to try when a plan does not fit, whatever the recipe: before its own remedies, and after them.
+FIRST = (
+    Advice(
         lambda c, p: p.mesh["fsdp"] * p.mesh["tensor"] < p.machine.size,
         "mesh.data=1 mesh.fsdp=-1",
         "splits parameters and optimisers over all devices",
     ),
-    (
+    Advice(
         lambda c, p: p.batch_size // p.micro_batches > p.mesh["data"] * p.mesh["fsdp"],
-        "align.micro_batches={most}",
+        "{stage}.micro_batches={most}",
         "one sample per device at a time",
     ),
-    (
-        lambda c, p: {c.network.remat, c.network.vae_remat, c.rewards.remat} != {"blocks"},
-        "{network.remat,network.vae_remat,rewards.remat}=blocks",
-        "recomputes blocks instead of keeping what they compute",
-    ),
-    (
-        lambda c, p: c.network.attention == "xla",
-        "network.attention={attention}",
-        "never holds the matrix of attention weights",
-    ),
-    (lambda c, p: c.network.vae_dtype == "float32", "network.vae_dtype=bfloat16", "halves the decoder's activations"),
-    (
-        lambda c, p: c.align.ta_optimizer.moment_dtype == "float32" and c.network.ta == "full",
-        "align.{ta,generator}_optimizer.moment_dtype=bfloat16",
-        "first moments in half the bytes",
-    ),
-    (lambda c, p: c.network.ta == "full", "network.ta=lora", "trains adapters of the frozen base as TA"),
-    (lambda c, p: c.network.generator == "full", "network.generator=lora", "trains adapters of the generator"),
-    (
-        lambda c, p: "full" in (c.network.ta, c.network.generator) and c.align.ta_optimizer.name == "adamw",
-        "align.{ta,generator}_optimizer.name=adafactor …b1=0",
-        "almost no optimiser state",
-    ),
-    (
-        lambda c, p: "full" in (c.network.ta, c.network.generator) and c.network.param_dtype == "float32",
-        "network.param_dtype=bfloat16",
-        "half the parameters; loses updates smaller than 1/256 of a weight",
-    ),
-    (lambda c, p: True, "a larger machine", "every part but the temporaries shrinks with mesh.fsdp"),
 )
-
+LAST = (Advice(lambda c, p: True, "a larger machine", "every part but the temporaries shrinks with mesh.fsdp"),)
 
 ROOMY = 0.7  # share of a device's memory below which a plan could trade memory for fewer operations
 
 
-def report(plan: Plan, config) -> str:
+def report(plan: Plan, config, recipe: Recipe) -> str:
     """The text that --mode=compile prints."""
     machine, chip = plan.machine, plan.machine.chip
     lines = [
@@ -77,9 +49,10 @@ def report(plan: Plan, config) -> str:
     if plan.refused:
         lines.append(f"the compiler refused the program: {plan.refused}")
     if plan.fits is False:
-        lines += ["", "to make it fit, in this order (--config.…)", *remedies(plan, config)]
-    elif plan.fits and plan.needed < ROOMY * chip.memory and "blocks" in (config.network.remat, config.rewards.remat):
-        lines += ["", "there is room: --config.network.remat=products --config.rewards.remat=products recomputes less"]
+        lines += ["", "to make it fit, in this order (--config.…)", *advice((*FIRST, *recipe.remedies, *LAST), plan, config)]
+    elif plan.fits and plan.needed < ROOMY * chip.memory:
+        if found := advice(recipe.luxuries, plan, config):
+            lines += ["", "there is room (--config.…)", *found]
     lines += ["", f"operations per image  {plan.flops / plan.batch_size / 1e12:.4g} TFLOP, recomputation included"]
     seconds = plan.step_seconds(config.compile.utilisation)
     if seconds:
@@ -91,16 +64,17 @@ def report(plan: Plan, config) -> str:
     return "\n".join(lines)
 
 
-def remedies(plan: Plan, config) -> list[str]:
-    """What to change, mildest first; lines for the terminal."""
+def advice(rows: Sequence[Advice], plan: Plan, config) -> list[str]:
+    """The rows that apply, in their order; lines for the terminal."""
     ways = plan.mesh["data"] * plan.mesh["fsdp"]
-    values = {"{most}": str(plan.batch_size // ways), "{attention}": _attention(plan)}
+    values = {"{stage}": plan.stage, "{most}": str(plan.batch_size // ways), "{attention}": _attention(plan)}
     lines = []
-    for applies, flags, effect in REMEDIES:
-        if applies(config, plan):
+    for row in rows:
+        if row.applies(config, plan):
+            flags = row.flags
             for name, value in values.items():
                 flags = flags.replace(name, value)
-            lines.append(f"  {flags:<52} {effect}")
+            lines.append(f"  {flags:<52} {row.effect}")
     return lines
 
 

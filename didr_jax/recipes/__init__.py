@@ -1,20 +1,20 @@
-"""The recipes by name: each builds, from a config, the stages that it trains and how it is judged."""
+"""The recipes by name: each says, for a config, which stages it trains and how it is judged."""
 
 from collections.abc import Callable
 
 from didr_jax.checks import require_choice
-from didr_jax.recipes.digits.recipe import digits
-from didr_jax.recipes.mixture import mixture
-from didr_jax.recipes.text_to_image.recipe import text_to_image
-from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion
-from didr_jax.recipes.text_to_image.zimage import zimage
-from didr_jax.training.loop import Recipe
+from didr_jax.recipes.digits.recipe import Digits
+from didr_jax.recipes.mixture import Mixture
+from didr_jax.recipes.text_to_image.recipe import TextToImage
+from didr_jax.recipes.text_to_image.stable_diffusion import StableDiffusion
+from didr_jax.recipes.text_to_image.zimage import ZImage
+from didr_jax.training.recipe import Recipe
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
-    "digits": digits,
-    "mixture": mixture,
-    "stable_diffusion": lambda config: text_to_image(config, stable_diffusion),
-    "zimage": lambda config: text_to_image(config, zimage),
+    "digits": Digits,
+    "mixture": Mixture,
+    "stable_diffusion": lambda config: TextToImage(config, StableDiffusion),
+    "zimage": lambda config: TextToImage(config, ZImage),
 }
 
 

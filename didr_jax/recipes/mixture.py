@@ -9,8 +9,6 @@ objective and its estimator alone: the energy distance to p*, the reward, KL(p_�
 of the diffused reward score against its exact value.
 """
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,152 +19,158 @@ from didr_jax.diffused_reward import diffused_reward_score
 from didr_jax.diffusion import add_noise, signal_and_noise, to_x0
 from didr_jax.distances import energy_distance, knn_entropy
 from didr_jax.models.dit import PointNet
-from didr_jax.objectives import Objective, denoising_loss
-from didr_jax.training.loop import Recipe
-from didr_jax.training.metrics import RunLog
+from didr_jax.objectives import OBJECTIVES, Objective, denoising_loss
+from didr_jax.training.evaluation import Evaluator, Verdict, over_rows
+from didr_jax.training.parallel import made
+from didr_jax.training.recipe import Recipe
 from didr_jax.training.reports import curves, scatter, write_summary
-from didr_jax.training.stages import fit_stage, game_stage
+from didr_jax.training.run import Products, Run
+from didr_jax.training.stages import Stage, fit_stage, game_stage
+from didr_jax.training.startup import is_first_process
 from didr_jax.training.step import Networks
+from didr_jax.types import Weights
 
 
-def mixture(config) -> Recipe:
+class Mixture(Recipe):
     """The recipe of `configs/mixture.py`; the law and the reward are `config.law` and `config.reward`."""
-    schedule = make_schedule(config)
-    reference = closed_form.GaussianMixture.of(config.law.means, config.law.std)
-    reward = closed_form.QuadraticReward(
-        jnp.asarray(config.reward.slope), config.reward.curvature, jnp.asarray(config.reward.center)
-    )
-    targets = {beta: reference.tilt(reward, beta) for beta in config.eval.target_betas}
-    network = PointNet(config.network.width, config.network.depth)
-    exact = reference.denoiser(schedule)
 
-    def denoise(params, x_t, t, c):
-        return to_x0("v", network.apply({"params": params}, x_t, t), x_t, t, schedule)
+    free = ("eval", "sample")
 
-    def generate(params, z, c, i):
-        return config.network.spread * z + network.apply({"params": params}, z, jnp.ones(z.shape[0]))
+    def __init__(self, config):
+        self.config = config
+        self.schedule = make_schedule(config)
+        self.reference = closed_form.GaussianMixture.of(config.law.means, config.law.std)
+        self.reward = closed_form.QuadraticReward(
+            jnp.asarray(config.reward.slope), config.reward.curvature, jnp.asarray(config.reward.center)
+        )
+        self.targets = {beta: self.reference.tilt(self.reward, beta) for beta in config.eval.target_betas}
+        self.network = PointNet(config.network.width, config.network.depth)
+        self.stages = {"pretrain": self.pretrain, "distill": self.distill, "align": self.align}
+        self.modes = {"eval": self.evaluate, "sample": self.sample}
 
-    def init_network(salt: int):
-        key = jax.random.fold_in(jax.random.key(config.seed), salt)
-        return network.init(key, jnp.zeros((1, 2)), jnp.zeros(1))["params"]
+    # -------------------------------------------------------------------------------- functions
 
-    def roles(with_reward: bool) -> Networks:
+    def denoise(self, params, x_t, t):
+        return to_x0("v", self.network.apply({"params": params}, x_t, t), x_t, t, self.schedule)
+
+    def generate(self, params, z):
+        return self.config.network.spread * z + self.network.apply({"params": params}, z, jnp.ones(z.shape[0]))
+
+    def networks(self, with_reward: bool) -> Networks:
+        exact = self.reference.denoiser(self.schedule)
         return Networks(
-            schedule=schedule,
+            schedule=self.schedule,
             event_shape=(2,),
             reference=lambda frozen, x_t, t, c: exact(x_t, t),
-            ta=denoise,
-            generator=generate,
-            reward=(lambda frozen, x0, c: reward(x0)) if with_reward else None,
+            ta=lambda params, frozen, x_t, t, c: self.denoise(params, x_t, t),
+            generator=lambda params, frozen, z, c, i: self.generate(params, z),
+            reward=(lambda frozen, x0, c: self.reward(x0)) if with_reward else None,
         )
 
-    def pretrain_noise(key, n):
-        noise_key, time_key = jax.random.split(key)
-        t = jax.random.uniform(time_key, (n,), minval=0.001, maxval=0.999)
-        return {"eps": jax.random.normal(noise_key, (n, 2)), "t": t}
+    # ----------------------------------------------------------------------------------- stages
 
-    def pretrain_loss(params, frozen, batch, noise):
-        denoiser = lambda x_t, t: denoise(params, x_t, t, None)
-        return denoising_loss(denoiser, schedule, batch["x0"], noise["eps"], noise["t"], "v"), {}
+    def fresh(self, salt: int) -> Weights:
+        key = jax.random.fold_in(jax.random.key(self.config.seed), salt)
+        return made(lambda: self.network.init(key, jnp.zeros((1, 2)), jnp.zeros(1))["params"])
 
-    def points(rng, n):
-        means = np.asarray(config.law.means, np.float32)
-        x0 = means[rng.integers(len(means), size=n)] + config.law.std * rng.standard_normal((n, 2))
-        return {"x0": x0.astype(np.float32)}
+    def pretrain(self, _products: Products) -> Stage:
+        def noise(key, n):
+            noise_key, time_key = jax.random.split(key)
+            t = jax.random.uniform(time_key, (n,), minval=0.001, maxval=0.999)
+            return {"eps": jax.random.normal(noise_key, (n, 2)), "t": t}
 
-    def no_conditions(rng, n):
-        return {"none": np.zeros(n, np.float32)}
+        def loss(params, frozen, batch, noise):
+            denoiser = lambda x_t, t: self.denoise(params, x_t, t)
+            return denoising_loss(denoiser, self.schedule, batch["x0"], noise["eps"], noise["t"], "v"), {}
 
-    def samples(products, stage: str, n: int) -> np.ndarray:
-        z = jax.random.normal(jax.random.key(config.eval.seed), (n, 2))
-        return np.asarray(jax.jit(generate)(products[stage]["generator"], z, None, None))
+        def points(rng, n):
+            means = np.asarray(self.config.law.means, np.float32)
+            x0 = means[rng.integers(len(means), size=n)] + self.config.law.std * rng.standard_normal((n, 2))
+            return {"x0": x0.astype(np.float32)}
 
-    def figures_of(cloud: np.ndarray) -> dict[str, float]:
+        return fit_stage("pretrain", self.config, start=self.fresh(0), loss=loss, data=points, draw=noise)
+
+    def distill(self, products: Products) -> Stage:
+        return self._game("distill", False, self.fresh(1), products["pretrain"]["params"])
+
+    def align(self, products: Products) -> Stage:
+        before = products["distill"]
+        objective = watch_tilt(self, OBJECTIVES[self.config.align.objective])
+        return self._game("align", True, before["generator"], before["ta"], objective)
+
+    def _game(self, name: str, with_reward: bool, generator: Weights, ta: Weights, objective: Objective | None = None):
+        judge = lambda products, frozen: Verdict(self.row(self.cloud(products["generator"])))
+        evals = {"laws": Evaluator(self.config.eval.every, judge)} if with_reward else {}
+        return game_stage(
+            name,
+            self.config,
+            networks=self.networks(with_reward),
+            generator=generator,
+            ta=ta,
+            conditions=lambda rng, n: {"none": np.zeros(n, np.float32)},
+            objective=objective,
+            evals=evals,
+        )
+
+    # -------------------------------------------------------------------------------- judgement
+
+    def cloud(self, generator, n: int = 0) -> np.ndarray:
+        """n samples of a generator's parameters, from the evaluation's noise; 0: as many as the distances compare."""
+        z = jax.random.normal(jax.random.key(self.config.eval.seed), (n or self.config.eval.samples, 2))
+        return over_rows(jax.jit(self.generate), generator, z)
+
+    def row(self, cloud: np.ndarray) -> dict[str, float]:
         """Mean reward, KL(p_θ ‖ p_ref) in nats from a nearest-neighbour entropy, energy distance to each p*."""
-        row = {
-            "reward": float(jnp.mean(reward(cloud))),
-            "kl_to_reference": -knn_entropy(cloud) - float(jnp.mean(reference.log_prob(cloud))),
+        key = jax.random.key(self.config.eval.seed + 1)
+        truths = {beta: np.asarray(law.sample(key, len(cloud))) for beta, law in self.targets.items()}
+        figures = {
+            "reward": float(jnp.mean(self.reward(cloud))),
+            "kl_to_reference": -knn_entropy(cloud) - float(jnp.mean(self.reference.log_prob(cloud))),
         }
-        truths = {beta: law.sample(jax.random.key(config.eval.seed + 1), len(cloud)) for beta, law in targets.items()}
-        return row | {f"energy_to_beta_{beta:g}": energy_distance(cloud, np.asarray(x)) for beta, x in truths.items()}
+        return figures | {f"energy_to_beta_{beta:g}": energy_distance(cloud, x) for beta, x in truths.items()}
 
-    def figures(products) -> dict[str, float]:
-        return figures_of(samples(products, "align", config.eval.samples))
+    def figures(self, products: Products, run: Run) -> dict[str, float]:
+        return self.row(self.cloud(run.load({"generator": products["align"]["generator"]})["generator"]))
 
-    def evaluate(products, workdir: str, log: RunLog) -> None:
-        n = config.eval.samples
-        fresh = jax.random.key(config.eval.seed + 2)
-        clouds = {"reference": reference.sample(fresh, n), "one-step initial": samples(products, "distill", n)}
-        clouds[config.align.objective] = samples(products, "align", n)
-        clouds |= {f"tilted law, beta {beta:g}": law.sample(fresh, n) for beta, law in targets.items()}
+    def evaluate(self, products: Products, run: Run) -> None:
+        """summary.json, a picture of the samples beside the exact laws, and curves."""
+        n, fresh = self.config.eval.samples, jax.random.key(self.config.eval.seed + 2)
+        clouds = {"reference": self.reference.sample(fresh, n)}
+        for label, stage in (("one-step initial", "distill"), (self.config.align.objective, "align")):
+            clouds[label] = self.cloud(run.load({"generator": products[stage]["generator"]})["generator"])
+        clouds |= {f"tilted law, beta {beta:g}": law.sample(fresh, n) for beta, law in self.targets.items()}
         clouds = {name: np.asarray(cloud) for name, cloud in clouds.items()}
-        write_summary(workdir, {name: figures_of(cloud) for name, cloud in clouds.items()}, log)
-        scatter(os.path.join(workdir, "samples.png"), clouds)
-        curves(workdir)
+        rows = {name: self.row(cloud) for name, cloud in clouds.items()}
+        if is_first_process():
+            write_summary(run.workdir, rows, run.log)
+            scatter(run.path("samples.png"), clouds)
+            curves(run.workdir)
 
-    def sample(products, workdir: str, log: RunLog) -> None:
-        path = os.path.join(workdir, "samples.npy")
-        np.save(path, samples(products, "align", config.sample.num))
-        log.say(f"wrote {path}")
-
-    def game(name: str, with_reward: bool):
-        def build(products):
-            before = products["distill"] if name == "align" else {"ta": products["pretrain"]}
-            watched = _watch_tilt(reference, reward, schedule) if with_reward else lambda f: f
-            return game_stage(
-                name,
-                config,
-                roles=roles(with_reward),
-                init_generator=lambda: before.get("generator", init_network(1)),
-                init_ta=lambda: before["ta"],
-                conditions=no_conditions,
-                frozen=None,
-                wrap=watched,
-            )
-
-        return build
-
-    return Recipe(
-        stages={
-            "pretrain": lambda products: fit_stage(
-                "pretrain",
-                config,
-                init_params=lambda: init_network(0),
-                loss=pretrain_loss,
-                data=points,
-                draw=pretrain_noise,
-            ),
-            "distill": game("distill", with_reward=False),
-            "align": game("align", with_reward=True),
-        },
-        figures=figures,
-        evaluate=evaluate,
-        sample=sample,
-    )
+    def sample(self, products: Products, run: Run) -> None:
+        generator = run.load({"generator": products["align"]["generator"]})["generator"]
+        cloud, path = self.cloud(generator, self.config.sample.num), run.path("samples.npy")
+        if is_first_process():
+            np.save(path, cloud)
+        run.log.say(f"wrote {path}")
 
 
-def _watch_tilt(reference, reward, schedule):
-    """Wraps an objective so that it also logs how far the estimated tilt is from the exact one.
+def watch_tilt(recipe: Mixture, objective: Objective) -> Objective:
+    """The objective, logging also how far the estimated tilt is from the exact one.
 
     Adds `tilt_exact` = ‖(σ²/α)·DRS‖ and `tilt_error` = ‖(σ²/α)(DRS − estimate)‖, in x0 units, at the
     generator's own x_t, whatever the objective does with the reward.
     """
-    denoiser = reference.denoiser(schedule)
+    reference, reward, schedule = recipe.reference, recipe.reward, recipe.schedule
 
-    def wrap(objective: Objective) -> Objective:
-        def watched(x0, noise, t, key, nets, settings):
-            gradient, aux = objective(x0, noise, t, key, nets, settings)
-            x_t = add_noise(schedule, x0, noise, t)
-            exact = closed_form.exact_diffused_reward_score(reference, reward, schedule, x_t, t, beta=settings.beta)
-            estimate = diffused_reward_score(
-                reward, denoiser, schedule, x_t, t,
-                beta=settings.beta, estimator=settings.estimator, num_steps=settings.num_steps,
-                num_samples=settings.num_samples, key=key, trust_radius=settings.trust_radius, max_shift=settings.max_shift,
-            )  # fmt: skip
-            α, σ = signal_and_noise(schedule, t, x_t)
-            norm = lambda drs: jnp.linalg.norm(σ**2 / α * drs, axis=-1)
-            return gradient, aux | {"tilt_exact": norm(exact), "tilt_error": norm(exact - estimate)}
+    def watched(x0, noise, t, key, bound, settings):
+        gradient, aux = objective(x0, noise, t, key, bound, settings)
+        x_t = add_noise(schedule, x0, noise, t)
+        exact = closed_form.exact_diffused_reward_score(reference, reward, schedule, x_t, t, beta=settings.beta)
+        found = diffused_reward_score(
+            reward, bound.reference, schedule, x_t, t, beta=settings.beta, estimate=settings.estimate, key=key
+        )  # fmt: skip
+        α, σ = signal_and_noise(schedule, t, x_t)
+        norm = lambda drs: jnp.linalg.norm(σ**2 / α * drs, axis=-1)
+        return gradient, aux | {"tilt_exact": norm(exact), "tilt_error": norm(exact - found)}
 
-        return watched
-
-    return wrap
+    return objective._replace(gradient=watched)

@@ -1,10 +1,11 @@
 """Saving and restoring the whole state of a stage, so that nothing trained is lost.
 
 Saves are asynchronous and atomic (orbax writes beside and renames): a process killed at any moment
-leaves the previous save intact.  Every save carries
+leaves the previous save intact.  A save is made of items, each of which can be read alone:
 
-    state   parameters, averages, optimisers, counters; the data position and all randomness follow
-            from the step
+    state   what only training needs: trained parameters, optimisers, counters; the data position and all
+            randomness follow from the step
+    ...     each product of the stage (a moving average, say) under its own name
     meta    the config, the code's version, and of every leaf its shape, dtype and digest
 
 The digest is a weighted sum of bits (mod 2³²) that no single wrong word leaves unchanged.  It
@@ -19,7 +20,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +30,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from didr_jax.training.exits import CannotSave
-from didr_jax.training.parallel import path_of, settle
+from didr_jax.training.parallel import path_of, settle, with_places
 from didr_jax.training.startup import is_first_process, on_first
-from didr_jax.types import Array, InputError, PyTree
+from didr_jax.types import Array, InputError, PyTree, Weights
+
+_REMEDY = "--mode=train goes on from an older save and makes it again"
+STATE = "state"  # the item that holds what only training needs
+FORMAT = 2  # of saves; 1 had the products inside the state
 
 
 @jax.jit
@@ -57,6 +62,24 @@ def _digests(tree: PyTree) -> dict[str, int]:
     for keys, x in jax.tree_util.tree_leaves_with_path(tree):
         running[path_of(keys)] = digest = settle(_digest(digest, x))
     return {path: int(value) for path, value in running.items()}
+
+
+def _shapes_of(leaves: dict[str, str]) -> PyTree:
+    """The inverse of `_describe`, for a tree of nested dicts."""
+    tree: dict = {}
+    for path, text in leaves.items():
+        dtype, _, sizes = text.partition("[")
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        shape = tuple(int(n) for n in sizes.rstrip("]").split(",") if n)
+        node[name] = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    return tree
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def _bytes(tree: PyTree) -> int:
@@ -103,11 +126,11 @@ class Checkpoints:
         """The steps of all complete saves, in order."""
         return sorted(self._manager.all_steps())
 
-    def require_room(self, like: PyTree) -> None:
-        """Raises InputError, in every process, if one more save of `like` would not fit on the disk."""
+    def require_room(self, shapes: PyTree) -> None:
+        """Raises InputError, in every process, if one more save of `shapes` would not fit on the disk."""
 
         def check():
-            need = _bytes(like)
+            need = _bytes(shapes)
             free = shutil.disk_usage(self._directory).free
             if free < need:
                 raise InputError(
@@ -117,12 +140,12 @@ class Checkpoints:
 
         on_first(check)
 
-    def save(self, step: int, state, figures: dict[str, float] | None = None) -> None:
-        """Begins to save the state; returns as soon as it has left the devices.
+    def save(self, step: int, items: Mapping[str, PyTree], figures: dict[str, float] | None = None) -> None:
+        """Begins to save the items; returns as soon as they have left the devices.
 
         Args:
           step: its number; nothing happens if it is saved already.
-          state: a dataclass of arrays.
+          items: name -> nested dict of arrays.
           figures: what is logged of this step; the policy's best is judged by it.
 
         Raises:
@@ -130,12 +153,14 @@ class Checkpoints:
         """
         if step == self._manager.latest_step():
             return
-        meta = {"step": step, **self._about, "leaves": _describe(vars(state)), "digests": _digests(vars(state))}
+        of_each = lambda describe: {name: describe(tree) for name, tree in items.items()}
+        meta = {"format": FORMAT, "step": step, **self._about, "leaves": of_each(_describe), "digests": of_each(_digests)}
         judged = {self._best: figures[self._best]} if figures and np.isfinite(figures.get(self._best, np.nan)) else None
         with self._writing(step):
-            self._probe(_bytes(vars(state)))
-            contents = ocp.args.Composite(state=ocp.args.StandardSave(vars(state)), meta=ocp.args.JsonSave(meta))
-            self._manager.save(step, args=contents, metrics=judged)
+            self._probe(_bytes(items))
+            contents = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+            args = ocp.args.Composite(**contents, meta=ocp.args.JsonSave(meta))
+            self._manager.save(step, args=args, metrics=judged)
 
     def _probe(self, need: int) -> None:
         """Raises OSError where orbax would only find out, minutes later, in one of its threads."""
@@ -161,24 +186,25 @@ class Checkpoints:
                 f"the last good one is of step {self._manager.latest_step()}. Mend that and start again"
             ) from error
 
-    def restore_newest(self, like):
+    def restore_newest(self, shapes: Mapping[str, PyTree], whole: bool = True) -> tuple[int, dict[str, PyTree]] | None:
         """The newest save that is whole.
 
         Args:
-          like: the abstract state, with the shardings of today's mesh.
+          shapes: of the items, with the shardings of today's mesh.
+          whole: these are all items of a save; otherwise others are left unread.
 
         Returns:
-          (step, state), or None if nothing was ever saved.
+          (step, items), or None if nothing was ever saved.
 
         Raises:
-          InputError: the newest save is of other networks or optimisers (nothing is touched), or there
-            are saves and none can be read.
+          InputError: the newest save is of other networks or optimisers, or of an older version (nothing is
+            touched), or there are saves and none can be read.
         """
         damaged = []
         while (step := self._manager.latest_step()) is not None:
-            state, problem = self._restore(step, like)
+            items, problem = self._restore(step, shapes, whole)
             if problem is None:
-                return step, state
+                return step, items
             damaged.append(self._set_aside(step))
             self._say(f"checkpoint {self._directory}/{step} is damaged ({problem}); moved to {damaged[-1]}")
         if damaged:
@@ -188,33 +214,78 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step: int, like):
-        """(state, None), or (None, what is wrong with the save); the same answer in every process."""
-        state, problem = None, None
+    def products(self, step: int) -> dict[str, Weights]:
+        """The products in a save, each read alone and only when it is loaded; their shapes are those that the save tells.
+
+        Raises:
+          InputError: an older version's save; and, when loaded, one that cannot be read back exactly.
+        """
         try:
-            wanted = _describe(vars(like))
-            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            differing = sorted(k for k in wanted.keys() | meta["leaves"].keys() if wanted.get(k) != meta["leaves"].get(k))
+            leaves = self._meta(step)["leaves"]
+        except InputError:
+            raise
+        except Exception as error:  # whatever orbax and the file system find wrong
+            raise InputError(f"checkpoint {self._directory}/{step} is damaged ({_line(error)}); {_REMEDY}") from None
+        return {name: self._product(step, name, _shapes_of(leaves[name])) for name in leaves if name != STATE}
+
+    def _product(self, step: int, name: str, saved: PyTree) -> Weights:
+        def fill(shapes: PyTree, places) -> PyTree:
+            places = places or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            if isinstance(places, jax.sharding.Sharding):
+                places = jax.tree.map(lambda _, place=places: place, saved)
+            items, problem = self._restore(step, {name: with_places(saved, places)}, whole=False)
+            if problem is not None:
+                raise InputError(f"checkpoint {self._directory}/{step}: {name} is damaged ({problem}); {_REMEDY}")
+            return jax.tree.map(lambda a, wanted: a.astype(wanted.dtype), items[name], shapes)
+
+        return Weights(saved, fill)
+
+    def _meta(self, step: int) -> dict:
+        """Raises InputError for a save of an older version, and whatever orbax meets in one that is damaged."""
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if meta.get("format", 1) != FORMAT:
+            raise InputError(
+                f"checkpoint {self._directory}/{step} was saved by another version of didr_jax (code {meta.get('code')}, "
+                f"format {meta.get('format', 1)}; this one reads {FORMAT}): go on with that version, or use a new workdir"
+            )
+        return meta
+
+    def _restore(self, step: int, shapes: Mapping[str, PyTree], whole: bool):
+        """(items, None), or (None, what is wrong with the save); the same answer in every process.
+
+        `whole`: the save must hold these items and no others.
+        """
+        items, problem = None, None
+        try:
+            meta = self._meta(step)
+            if meta["step"] != step:
+                raise ValueError(f"it is the save of step {meta['step']}")
+            flat = lambda tables: {f"{name}: {path}": text for name, table in tables.items() for path, text in table.items()}
+            wanted = flat({name: _describe(tree) for name, tree in shapes.items()})
+            found = flat({name: table for name, table in meta["leaves"].items() if whole or name in shapes})
+            differing = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
             if differing:
                 k = differing[0]
                 raise InputError(
                     f"checkpoint {self._directory}/{step} holds another state (saved by code {meta.get('code')}): {k} is "
-                    f"{meta['leaves'].get(k)} there and {wanted.get(k)} here, {len(differing)} leaves differ; use a new workdir"
+                    f"{found.get(k)} there and {wanted.get(k)} here, {len(differing)} leaves differ; use a new workdir"
                 )
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(vars(like)))
-            state = type(like)(**self._manager.restore(step, args=args)["state"])
-            now, then = _digests(vars(state)), meta["digests"]
-            wrong = [path for path in now if now[path] != then[path]]
-            if wrong:
-                problem = f"{wrong[0]} differs from what was saved"
+            args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            items = {name: restored[name] for name in shapes}
+            for name, tree in items.items():
+                now, then = _digests(tree), meta["digests"][name]
+                wrong = [path for path in now if now[path] != then[path]]
+                if wrong and problem is None:
+                    problem = f"{name}: {wrong[0]} differs from what was saved"
         except InputError:
             raise
         except Exception as error:  # whatever orbax and the file system find wrong
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            problem = _line(error)
         if jax.process_count() > 1:
             if multihost_utils.process_allgather(np.asarray(problem is not None)).any() and problem is None:
                 problem = "another process cannot read it"
-        return (state, None) if problem is None else (None, problem)
+        return (items, None) if problem is None else (None, problem)
 
     def _set_aside(self, step: int) -> str:
         """Moves a save out of the way, keeping it; returns where to."""

@@ -9,6 +9,10 @@ import importlib
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from PIL import Image
 
 from didr_jax.training.exits import CannotSave
 from didr_jax.training.startup import is_first_process
@@ -21,25 +25,41 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _tensorboard(workdir: str, section):
+class Sink(NamedTuple):
+    """Where figures go besides metrics.jsonl: `write(stage, step, {name: float})`, `show(stage, step, {name: picture})`."""
+
+    write: Callable[[str, int, dict], None]
+    show: Callable[[str, int, dict], None]
+    close: Callable[[], None]
+
+
+def _tensorboard(workdir: str, section) -> Sink:
     writer = _import("tensorboardX", "config.log.tensorboard").SummaryWriter(os.path.join(workdir, "tensorboard"))
 
     def write(stage: str, step: int, values: dict) -> None:
         for name, value in values.items():
             writer.add_scalar(f"{stage}/{name}", value, step)
 
-    return write, writer.close
+    def show(stage: str, step: int, pictures: dict) -> None:
+        for name, picture in pictures.items():
+            writer.add_image(f"{stage}/{name}", picture, step, dataformats="HW" if picture.ndim == 2 else "HWC")
+
+    return Sink(write, show, writer.close)
 
 
-def _service(workdir: str, section):
-    """wandb, or trackio, which speaks the same three calls."""
+def _service(workdir: str, section) -> Sink:
+    """wandb, or trackio, which speaks the same calls."""
     service = _import(section.service, "config.log.service")
     run = service.init(project=section.project, name=os.path.basename(os.path.abspath(workdir)), resume="allow")
 
     def write(stage: str, step: int, values: dict) -> None:
         run.log({f"{stage}/{name}": value for name, value in values.items()} | {f"{stage}/step": step})
 
-    return write, run.finish
+    def show(stage: str, step: int, pictures: dict) -> None:
+        images = {f"{stage}/{name}": service.Image(picture) for name, picture in pictures.items()}
+        run.log(images | {f"{stage}/step": step})
+
+    return Sink(write, show, run.finish)
 
 
 def _import(module: str, knob: str):
@@ -62,7 +82,7 @@ class RunLog:
 
     def __init__(self, workdir: str, section=None):
         self._started = time.time()
-        self._sinks, self._file = [], None
+        self._workdir, self._sinks, self._file = workdir, [], None
         if not is_first_process():
             return
         path = os.path.join(workdir, "metrics.jsonl")
@@ -89,16 +109,31 @@ class RunLog:
             self._file.flush()
         except OSError as error:
             raise CannotSave(f"could not write to {self._file.name} ({error.strerror}); make room and start again") from error
-        for write, _ in self._sinks:
-            write(stage, step, values)
+        for sink in self._sinks:
+            sink.write(stage, step, values)
+
+    def show(self, stage: str, step: int, pictures: dict) -> None:
+        """Pictures `{name: uint8 [h, w] or [h, w, 3]}` as `progress/STAGE/STEP_NAME.png`, and to the trackers; raises
+        CannotSave."""
+        if self._file is None or not pictures:
+            return
+        folder = os.path.join(self._workdir, "progress", stage)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            for name, picture in pictures.items():
+                Image.fromarray(picture).save(os.path.join(folder, f"{step:06d}_{name}.png"))
+        except OSError as error:
+            raise CannotSave(f"could not write to {folder} ({error.strerror}); make room and start again") from error
+        for sink in self._sinks:
+            sink.show(stage, step, pictures)
 
     def close(self) -> None:
         """Ends the log; of a full disk it has spoken before."""
         with contextlib.suppress(OSError):
             if self._file is not None:
                 self._file.close()
-        for _, close in self._sinks:
-            close()
+        for sink in self._sinks:
+            sink.close()
 
 
 class Progress:
@@ -117,6 +152,14 @@ class Progress:
         """Marks the end of compilation, from which the rate is counted."""
         self._first, self._origin = step, time.time()
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count as training."""
+        begun = time.time()
+        yield
+        if self._origin is not None:
+            self._origin += time.time() - begun
+
     def report(self, step: int, metrics: dict) -> None:
         """Prints and logs `metrics` (floats) of the step that was just finished."""
         rate = (step - self._first) / max(time.time() - self._origin, 1e-9)
@@ -134,15 +177,16 @@ class Progress:
 
 
 def read_metrics(workdir: str) -> list[dict]:
-    """The lines of metrics.jsonl in order, the last of each (stage, step), torn lines left out."""
-    lines = {}
+    """A record for each (stage, step) of metrics.jsonl, in order: its lines as one, later ones winning; torn lines
+    left out."""
+    lines: dict[tuple[str, int], dict] = {}
     with open(os.path.join(workdir, "metrics.jsonl")) as file:
         for line in file:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            lines[record["stage"], record["step"]] = record
+            lines.setdefault((record["stage"], record["step"]), {}).update(record)
     return list(lines.values())
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from didr_jax.types import InputError, PyTree
+from didr_jax.types import InputError, PyTree, Weights
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the mesh axes over which the rows of a batch are spread
@@ -152,12 +152,16 @@ def with_places(shapes: PyTree, places: PyTree) -> PyTree:
 def create(init: Callable[[], Any], places: PyTree) -> PyTree:
     """`init()`, made shard by shard in its places: no device ever holds the whole.
 
+    `places`: a sharding for each leaf, one for all, or None for the default device.
+
     Arrays that `init` closes over become arguments of the compiled program, since a constant may
     neither be large nor span processes.  They are let go of afterwards: a function of its own is traced, since JAX
     remembers what it traced for as long as the function lives.
     """
     closed, out = jax.make_jaxpr(lambda: init(), return_shape=True)()
-    run = jax.jit(lambda consts: jax.core.eval_jaxpr(closed.jaxpr, consts), out_shardings=jax.tree.leaves(places))
+    each = places is not None and not isinstance(places, jax.sharding.Sharding)
+    out_shardings = jax.tree.leaves(places) if each else places
+    run = jax.jit(lambda consts: jax.core.eval_jaxpr(closed.jaxpr, consts), out_shardings=out_shardings)
     leaves = run([_as_argument(constant) for constant in closed.consts])
     return settle(jax.tree.unflatten(jax.tree.structure(out), leaves))
 
@@ -186,6 +190,28 @@ def put(tree: PyTree, places: PyTree) -> PyTree:
     there = jax.tree.map(lambda leaf, place: leaf.sharding == place, tree, places)
     # what is to move moves in one program: several that communicate could overtake each other
     return tree if all(jax.tree.leaves(there)) else settle(jax.jit(lambda x: x, out_shardings=places)(tree))
+
+
+def made(init: Callable[[], PyTree]) -> Weights:
+    """Parameters that `init` makes, once they are wanted, in their places; traceable."""
+
+    def fill(shapes, places):
+        return create(lambda: jax.tree.map(lambda a, wanted: a.astype(wanted.dtype), init(), shapes), places)
+
+    return Weights(jax.eval_shape(init), fill)
+
+
+def held(arrays: PyTree) -> Weights:
+    """Parameters that are here already; loading moves them to other places if need be."""
+
+    def fill(shapes, places):
+        kept = jax.tree.map(lambda a, wanted: a if a.dtype == wanted.dtype else a.astype(wanted.dtype), arrays, shapes)
+        if places is None:
+            return kept
+        one_for_all = isinstance(places, jax.sharding.Sharding)
+        return put(kept, jax.tree.map(lambda _: places, kept) if one_for_all else places)
+
+    return Weights(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays), fill)
 
 
 def put_batch(batch: PyTree, mesh: Mesh, axis: int) -> PyTree:

@@ -7,9 +7,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 
 from didr_jax.training.metrics import RunLog, read_metrics
 from didr_jax.training.workdir import write_json
+
+
+# What the log says besides figures of the training itself.
+UNDRAWN = ("stage", "step", "images_seen", "images_per_second", "utilisation", "skipped")
 
 
 def write_summary(workdir: str, rows: dict[str, dict[str, float]], log: RunLog) -> None:
@@ -23,15 +28,24 @@ def write_summary(workdir: str, rows: dict[str, dict[str, float]], log: RunLog) 
         log.say(f"{label:<{width}}" + "".join(f"  {cell:>{max(len(n), 7)}}" for n, cell in zip(columns, cells)))
 
 
-def image_grid(path: str, images: np.ndarray, columns: int, scale: int = 4) -> None:
-    """A PNG of grey images `[n, h, w]` in [0, 1], `columns` to a row, each pixel `scale` wide."""
-    n, h, w = images.shape
+def picture_grid(images: np.ndarray, columns: int, gap: int = 2, scale: int = 1) -> np.ndarray:
+    """Images `[n, h, w]` or `[n, h, w, 3]` uint8 as one picture, `columns` to a row, white between them.
+
+    `gap`: pixels between images; `scale`: side of the square that each pixel becomes, gaps included.
+    """
+    n, h, w = images.shape[:3]
+    columns = min(columns, n)
     rows = -(-n // columns)
-    canvas = np.ones((rows * (h + 1) + 1, columns * (w + 1) + 1))
+    canvas = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, *images.shape[3:]), 255, np.uint8)
     for i, image in enumerate(images):
-        top, left = (i // columns) * (h + 1) + 1, (i % columns) * (w + 1) + 1
-        canvas[top : top + h, left : left + w] = 1 - np.clip(image, 0, 1)
-    plt.imsave(path, np.kron(canvas, np.ones((scale, scale))), cmap="gray", vmin=0, vmax=1)
+        top, left = (i // columns) * (h + gap), (i % columns) * (w + gap)
+        canvas[top : top + h, left : left + w] = image
+    return canvas.repeat(scale, 0).repeat(scale, 1)
+
+
+def save_picture(path: str, picture: np.ndarray) -> None:
+    """A PNG of `picture [h, w]` or `[h, w, 3]`, uint8."""
+    Image.fromarray(picture).save(path)
 
 
 def curves(workdir: str) -> None:
@@ -39,10 +53,11 @@ def curves(workdir: str) -> None:
     records = read_metrics(workdir)
     for stage in dict.fromkeys(record["stage"] for record in records):
         lines = [record for record in records if record["stage"] == stage]
-        names = [n for n in lines[0] if n not in ("stage", "step", "images_seen", "images_per_second", "skipped")]
+        names = [n for n in dict.fromkeys(name for line in lines for name in line) if n not in UNDRAWN]
         figure, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 2.6), squeeze=False)
-        for axis, name in zip(axes[0], names):
-            axis.plot([line["step"] for line in lines], [line[name] for line in lines], lw=1.2)
+        for axis, name in zip(axes[0], names, strict=True):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            axis.plot(*zip(*points, strict=True), lw=1.2, marker="." if len(points) < 12 else None)
             axis.set_title(name, fontsize=9)
             axis.set_xlabel("step", fontsize=8)
             axis.tick_params(labelsize=7)

@@ -1,48 +1,124 @@
-"""From a config section to a `train.Stage`: the two kinds of stage that recipes are made of."""
+"""What a stage of training is, and the two kinds of stage that recipes are made of.
 
-from collections.abc import Callable
+A stage is shapes, and how to fill them: of its state, of the parameters that its step reads and never changes, of
+a batch.  Building one reads nothing; what is needed is read when the stage runs, straight into its place.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from didr_jax.builders import settings_of
 from didr_jax.objectives import OBJECTIVES, Objective
-from didr_jax.training.loop import Stage, step_rng
+from didr_jax.training.checkpoint import STATE
+from didr_jax.training.evaluation import Evaluator
 from didr_jax.training.optim import make_optimizer
+from didr_jax.training.parallel import create
 from didr_jax.training.state import init_fit, init_game
 from didr_jax.training.step import Networks, make_fit_step, make_game_step, no_noise
-from didr_jax.types import PRNGKey, PyTree
+from didr_jax.types import PRNGKey, PyTree, Weights
+
+Items = dict[str, PyTree]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    Attributes:
+      name: of its section in the config and its folder of checkpoints.
+      steps: how many.
+      batch_size: samples per step, for the log.
+      shapes: of the state, a dataclass of `training.state`.
+      init: `shardings of the state -> state` before the first step.
+      step: `(state, frozen, batch) -> (state, metrics)`; pure.
+      frozen: the parameters that the step reads and never changes, by name.
+      batch: `step -> batch` of numpy arrays, a function of the step alone.
+      batch_axis: which of their dimensions holds the samples.
+      products: what the stage leaves, `{name: field of the state}`; each is saved as an item of its own.
+      batch_shapes: of a batch, for plans; None: those of the first one, which can then be made without reading.
+      evals: by name, what judges the stage while it runs (`evaluation`).
+    """
+
+    name: str
+    steps: int
+    batch_size: int
+    shapes: Any
+    init: Callable[[Any], Any]
+    step: Callable
+    frozen: Mapping[str, Weights]
+    batch: Callable[[int], PyTree]
+    batch_axis: int
+    products: Mapping[str, str]
+    batch_shapes: PyTree = None
+    evals: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
+
+    def compiled(self, places: Any, mesh: Mesh) -> Callable:
+        """The step as a jitted function that overwrites its state; `places`: where the state lives."""
+        return jax.jit(self.step, donate_argnums=0, out_shardings=(places, NamedSharding(mesh, PartitionSpec())))
+
+    def split(self, state: Any) -> Items:
+        """A state, or its shapes, as the items of a save: the products, and all that only training needs."""
+        fields = dict(vars(state))
+        products = {name: fields.pop(field) for name, field in self.products.items()}
+        return {STATE: fields, **products}
+
+    def join(self, items: Items) -> Any:
+        """The inverse of `split`."""
+        products = {field: items[name] for name, field in self.products.items()}
+        return type(self.shapes)(**items[STATE], **products)
+
+    def made_of(self, state: Any) -> Items:
+        """The products in a state, or their shapes."""
+        return {name: getattr(state, field) for name, field in self.products.items()}
+
+
+def step_rng(seed: int, stage: str, step: int) -> np.random.Generator:
+    """The host's randomness for the batch of one step: a function of its three arguments only."""
+    return np.random.default_rng([seed, step, *stage.encode()])
 
 
 def fit_stage(
     name: str,
     config,
     *,
-    init_params: Callable[[], PyTree],
+    start: Weights,
     loss: Callable,
     data: Callable[[np.random.Generator, int], PyTree],
     draw: Callable[[PRNGKey, int], PyTree] = no_noise,
-    frozen: PyTree = None,
+    frozen: Mapping[str, Weights] | None = None,
+    evals: Mapping[str, Evaluator] | None = None,
 ) -> Stage:
-    """A stage that fits one network; its product is the moving average of the parameters.
+    """A stage that fits one network; its product `params` is the moving average of the parameters.
 
     Args:
       name: of the stage and its config section (`config.fit` knobs).
       config: the whole config.
-      init_params: makes the parameters to start from; traceable.
+      start: the parameters to start from.
       loss: `(params, frozen, batch, noise) -> (per-sample loss [b], {name: [b]})`.
       data: `(rng, n) -> batch` of n samples.
       draw: `(key, n) -> noise` of n samples, on the devices; for a loss that needs any.
       frozen: what the loss reads besides.
+      evals: see `Stage`.
     """
     section = config[name]
     tx = make_optimizer(section.optimizer, section.steps)
+    make = lambda params: init_fit(params, tx)
+
+    def init(places):
+        params = start.load(places.params)
+        return create(lambda: make(params), places)
+
     return Stage(
         name=name,
         steps=section.steps,
         batch_size=section.batch_size,
-        init=lambda: init_fit(init_params(), tx),
+        shapes=jax.eval_shape(make, start.shapes),
+        init=init,
         step=make_fit_step(
             loss,
             tx,
@@ -52,10 +128,11 @@ def fit_stage(
             micro_batches=section.micro_batches,
             unroll=config.unroll,
         ),
-        frozen=frozen,
+        frozen=frozen or {},
         batch=lambda step: data(step_rng(config.seed, name, step), section.batch_size),
         batch_axis=0,
-        product=lambda state: state.ema,
+        products={"params": "ema"},
+        evals=evals or {},
     )
 
 
@@ -63,45 +140,55 @@ def game_stage(
     name: str,
     config,
     *,
-    roles: Networks,
-    init_generator: Callable[[], PyTree],
-    init_ta: Callable[[], PyTree],
+    networks: Networks,
+    generator: Weights,
+    ta: Weights,
     conditions: Callable[[np.random.Generator, int], Any],
-    frozen: PyTree,
-    wrap: Callable[[Objective], Objective] = lambda objective: objective,
-    like: tuple[PyTree, PyTree] | None = None,
+    frozen: Mapping[str, Weights] | None = None,
+    objective: Objective | None = None,
+    condition_shapes: PyTree = None,
+    evals: Mapping[str, Evaluator] | None = None,
 ) -> Stage:
-    """A stage that trains a generator against its TA; its product is `{"generator": EMA, "ta": …}`.
+    """A stage that trains a generator against its online score network (TA).
+
+    A "game": each of the two is trained against what the other has become.  Products: `generator`, the moving average
+    of the generator, and `ta`.
 
     Args:
       name: of the stage and its config section (`config.game` knobs).
       config: the whole config.
-      roles: the networks; a stage without reward has `roles.reward = None`.
-      init_generator, init_ta: make the parameters to start from; traceable.
-      like: shapes of what these two make; None: found by tracing them, so that they must not read files.
+      networks: what is trained and against what; a stage without reward has `networks.reward = None`.
+      generator, ta: the parameters to start from.
       conditions: `(rng, n) -> conditions` of n samples, a pytree of arrays `[n, ...]`.
-      frozen: what reference and reward read.
-      wrap: goes around the objective, to log more than it does.
+      frozen: what the networks read besides their own parameters.
+      objective: in place of the one that the section names.
+      condition_shapes: of the conditions of one sample, `[1, ...]`, for plans; None: `conditions` reads nothing.
+      evals: see `Stage`.
     """
     section = config[name]
     tx_generator = make_optimizer(section.generator_optimizer, section.steps)
     tx_ta = make_optimizer(section.ta_optimizer, section.steps * section.ta_updates)
-    rows, n = section.ta_updates + 1, section.batch_size
+    updates, n = section.ta_updates + 1, section.batch_size
+    make = lambda generator, ta: init_game(generator, ta, tx_generator, tx_ta)
 
-    init = lambda generator, ta: init_game(generator, ta, tx_generator, tx_ta)
+    def init(places):
+        start = generator.load(places.generator), ta.load(places.ta)
+        return create(lambda: make(*start), places)
 
     def batch(step):
-        flat = conditions(step_rng(config.seed, name, step), rows * n)
-        return jax.tree.map(lambda value: value.reshape(rows, n, *value.shape[1:]), flat)
+        flat = conditions(step_rng(config.seed, name, step), updates * n)
+        return jax.tree.map(lambda value: value.reshape(updates, n, *value.shape[1:]), flat)
 
+    many = lambda a: jax.ShapeDtypeStruct((updates, n, *a.shape[1:]), a.dtype)
     return Stage(
         name=name,
         steps=section.steps,
         batch_size=n,
-        init=lambda: init(init_generator(), init_ta()),
+        shapes=jax.eval_shape(make, generator.shapes, ta.shapes),
+        init=init,
         step=make_game_step(
-            roles,
-            wrap(OBJECTIVES[section.objective]),
+            networks,
+            objective or OBJECTIVES[section.objective],
             settings_of(section),
             tx_generator,
             tx_ta,
@@ -114,9 +201,10 @@ def game_stage(
             micro_batches=section.micro_batches,
             unroll=config.unroll,
         ),
-        frozen=frozen,
+        frozen=frozen or {},
         batch=batch,
         batch_axis=1,
-        product=lambda state: {"generator": state.ema, "ta": state.ta},
-        like=None if like is None else jax.eval_shape(init, *like),
+        products={"generator": "ema", "ta": "ta"},
+        batch_shapes=None if condition_shapes is None else jax.tree.map(many, condition_shapes),
+        evals=evals or {},
     )

@@ -33,29 +33,38 @@ from didr_jax.types import Array, PRNGKey, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The networks of a recipe as functions of their parameters; conditions `c` are pytrees `[b, ...]`.
+    """The networks of a recipe as functions; conditions `c` are pytrees `[b, ...]`.
+
+    `params` are what is trained of the TA or the generator, `frozen` is what the stage never changes; both are arguments
+    of every function that needs them, so that nothing holds a parameter.  TA is the online score network that follows the
+    generator, DMD2's "fake" one.
 
     Attributes:
       schedule: noise schedule shared by reference, TA and generator.
       event_shape: shape of one sample x0.
       reference: `(frozen, x_t, t, c) -> x̂0`, the frozen diffusion, conditional.
-      ta: `(params, x_t, t, c) -> x̂0`.
-      generator: `(params, z, c, i) -> x0`, from unit noise z `[b, *noise_shape]`: the outcome of step i.
+      ta: `(params, frozen, x_t, t, c) -> x̂0`.
+      generator: `(params, frozen, z, c, i) -> x0`, from unit noise z `[b, *noise_shape]`: the outcome of step i.
       reward: `(frozen, x0, c) -> r [b]`, or None.
       terms: `(frozen, x0, c) -> {name: [b] or scalar}`, what the log says of the reward; None: its mean.
-      unconditional: c -> the condition of the guidance's other branch; None if the recipe has none.
+      unconditional: `(frozen, c) -> ` the condition of the guidance's other branch; None if the recipe has none.
       few_step: the generator's steps; None: it has one, and i is 0.
     """
 
     schedule: Schedule
     event_shape: tuple[int, ...]
     reference: Callable[[PyTree, Array, Array, Any], Array]
-    ta: Callable[[PyTree, Array, Array, Any], Array]
-    generator: Callable[[PyTree, Array, Any, Array], Array]
+    ta: Callable[[PyTree, PyTree, Array, Array, Any], Array]
+    generator: Callable[[PyTree, PyTree, Array, Any, Array], Array]
     reward: Callable[[PyTree, Array, Any], Array] | None = None
     terms: Callable[[PyTree, Array, Any], dict[str, Array]] | None = None
-    unconditional: Callable[[Any], Any] | None = None
+    unconditional: Callable[[PyTree, Any], Any] | None = None
     few_step: FewStep | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Of the generator."""
+        return 1 if self.few_step is None else len(self.few_step.times)
 
 
 def draw_times(schedule: Schedule, key: PRNGKey, num: int, low: float, high: float) -> Array:
@@ -147,7 +156,7 @@ def make_fit_step(
 
 
 def make_game_step(
-    roles: Networks,
+    networks: Networks,
     objective: Objective,
     settings: Settings,
     tx_generator,
@@ -165,7 +174,7 @@ def make_game_step(
     """`(GameState, frozen, conditions) -> (GameState, metrics)`, equations (1) and (2).
 
     Args:
-      roles, objective, settings: what is trained and how.
+      networks, objective, settings: what is trained and how.
       tx_generator, tx_ta: optax transformations.
       seed: with the step, the source of all noise.
       guidance: scale w of classifier-free guidance on the reference; 1 turns it off.
@@ -178,7 +187,7 @@ def make_game_step(
     The step's `conditions` have two leading axes `[n_ta + 1, b]`: row i < n_ta for the i-th TA update,
     the last row for the generator.
     """
-    schedule, size = roles.schedule, math.prod(roles.event_shape)
+    schedule, size = networks.schedule, math.prod(networks.event_shape)
     settings = dataclasses.replace(settings, unroll=unroll)
 
     def draw(make_key, diffuse_key, c, times):
@@ -186,24 +195,24 @@ def make_game_step(
         z_key, step_key = jax.random.split(make_key)
         time_key, noise_key = jax.random.split(diffuse_key)
         n = jax.tree.leaves(c)[0].shape[0]
-        i, z_shape = jnp.zeros((), jnp.int32), roles.event_shape
-        if roles.few_step is not None:
-            i, z_shape = roles.few_step.draw(step_key), roles.few_step.noise_shape(roles.event_shape)
-            times = roles.few_step.segment(i, *times)
-        z, noise = (jax.random.normal(key, (n, *shape)) for key, shape in ((z_key, z_shape), (noise_key, roles.event_shape)))
+        i, z_shape = jnp.zeros((), jnp.int32), networks.event_shape
+        if networks.few_step is not None:
+            i, z_shape = networks.few_step.draw(step_key), networks.few_step.noise_shape(networks.event_shape)
+            times = networks.few_step.segment(i, *times)
+        z, noise = (jax.random.normal(key, (n, *shape)) for key, shape in ((z_key, z_shape), (noise_key, networks.event_shape)))
         return (c, z, noise, draw_times(schedule, time_key, n, *times)), i
 
-    def ta_update(carry, inputs, generator):
+    def ta_update(carry, inputs, generator, frozen):
         params, opt, skipped = carry
         c, key = inputs
         rows, i = draw(*jax.random.split(key), c, ta_times)
 
         def means(rows):
             c, z, noise, t = rows
-            x0 = jax.lax.stop_gradient(roles.generator(generator, z, c, i))
+            x0 = jax.lax.stop_gradient(networks.generator(generator, frozen, z, c, i))
 
             def mean_loss(params):
-                denoiser = lambda x_t, t: roles.ta(params, x_t, t, c)
+                denoiser = lambda x_t, t: networks.ta(params, frozen, x_t, t, c)
                 return jnp.mean(denoising_loss(denoiser, schedule, x0, noise, t, ta_weighting))
 
             return jax.value_and_grad(mean_loss)(params)
@@ -212,14 +221,25 @@ def make_game_step(
         params, opt, norm, skip = guarded_update(tx_ta, grads, opt, params, value)
         return (params, opt, skipped + skip), (value, norm)
 
-    def nets_for(frozen, ta, c) -> Bound:
-        reference = lambda x_t, t: roles.reference(frozen, x_t, t, c)
+    def bound(frozen, ta, c) -> Bound:
+        reference = lambda x_t, t: networks.reference(frozen, x_t, t, c)
         guided = None
-        if guidance != 1.0 and roles.unconditional is not None:
-            no_c = roles.unconditional(c)
-            guided = lambda x_t, t, x_c: guide(x_c, roles.reference(frozen, x_t, t, no_c), guidance)
-        reward = None if roles.reward is None else (lambda x0: roles.reward(frozen, x0, c))
-        return Bound(schedule, lambda x_t, t: roles.ta(ta, x_t, t, c), reference, guided, reward)
+        if guidance != 1.0 and networks.unconditional is not None:
+            no_c = networks.unconditional(frozen, c)
+            guided = lambda x_t, t, x_c: guide(x_c, networks.reference(frozen, x_t, t, no_c), guidance)
+        reward = None if networks.reward is None else (lambda x0: networks.reward(frozen, x0, c))
+        return Bound(schedule, lambda x_t, t: networks.ta(ta, frozen, x_t, t, c), reference, guided, reward)
+
+    def finished(params, frozen, z, c, i, x0):
+        """The sample that all steps make of z, of which x0 is the outcome of step i: what a reward is logged of."""
+        last = networks.num_steps - 1
+        if last == 0:
+            return x0
+        whole = lambda: networks.generator(params, frozen, z, c, jnp.full_like(i, last)).astype(x0.dtype)
+        return jax.lax.stop_gradient(jax.lax.cond(i == last, lambda: x0, whole))
+
+    def reward_of(frozen, x0, c) -> dict[str, Array]:
+        return {"reward": networks.reward(frozen, x0, c)} if networks.terms is None else networks.terms(frozen, x0, c)
 
     def generator_gradient(params, ta, frozen, c, key):
         make_key, diffuse_key, objective_key = jax.random.split(key, 3)
@@ -228,14 +248,12 @@ def make_game_step(
 
         def means(rows):
             (c, z, noise, t), row_keys = rows
-            x0, pullback = jax.vjp(lambda p: roles.generator(p, z, c, i), params)
-            nets = nets_for(frozen, ta, c)
-            direction, aux = objective(x0, noise, t, row_keys, nets, settings)
+            x0, pullback = jax.vjp(lambda p: networks.generator(p, frozen, z, c, i), params)
+            bound_networks = bound(frozen, ta, c)
+            direction, aux = objective(x0, noise, t, row_keys, bound_networks, settings)
             loss_gradient = jax.grad(lambda x: jnp.mean(surrogate_loss(direction, x)) / size)(x0)
-            if roles.terms is not None:
-                aux = aux | roles.terms(frozen, x0, c)
-            elif nets.reward is not None:
-                aux = aux | {"reward": nets.reward(x0)}
+            if networks.reward is not None:
+                aux = aux | reward_of(frozen, finished(params, frozen, z, c, i, x0), c)
             grads = pullback(loss_gradient.astype(x0.dtype))[0]
             return grads, {name: jnp.mean(values) for name, values in aux.items()}
 
@@ -247,7 +265,7 @@ def make_game_step(
         ta_rows, last_row = jax.tree.map(lambda c: c[:-1], conditions), jax.tree.map(lambda c: c[-1], conditions)
 
         carry = (state.ta, state.opt_ta, jnp.zeros((), jnp.int32))
-        update = lambda carry, inputs: ta_update(carry, inputs, state.generator)
+        update = lambda carry, inputs: ta_update(carry, inputs, state.generator, frozen)
         (ta, opt_ta, ta_skips), (ta_loss, ta_norm) = jax.lax.scan(update, carry, (ta_rows, keys[:-1]), unroll=unroll)
 
         grads, figures = generator_gradient(state.generator, ta, frozen, last_row, keys[-1])
@@ -258,10 +276,10 @@ def make_game_step(
 
         metrics = {"ta_loss": jnp.mean(ta_loss), "ta_grad_norm": jnp.mean(ta_norm), "grad_norm": norm} | figures
         # Well above 1: the TA is still catching up with the generator.  Losses of different steps do not compare.
-        if n_ta > 1 and (roles.few_step is None or len(roles.few_step.times) == 1):
+        if n_ta > 1 and networks.num_steps == 1:
             metrics["ta_lag"] = ta_loss[0] / ta_loss[-1]
-        if "tilt" in figures and "gap" in figures:  # how hard the reward pulls against the divergence
-            metrics["tilt_to_gap"] = figures["tilt"] / figures["gap"]
+        if "pull" in figures and "divergence" in figures:  # how hard the reward pulls against it: β is tuned by this
+            metrics["pull_to_divergence"] = figures["pull"] / figures["divergence"]
         counts = count_skips(state, ta_skips + skip)
         return GameState(state.step + 1, generator, ema, ta, opt_generator, opt_ta, **counts), metrics | counts
 

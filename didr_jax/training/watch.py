@@ -1,10 +1,10 @@
 """Watching a run for updates that are not finite, and telling which part of it went bad."""
 
-import json
 import math
 import os
 
 from didr_jax.training.startup import is_first_process
+from didr_jax.training.workdir import write_json
 
 # Logged figures in causal order: the first that is not finite is the likeliest source.
 PARTS = {
@@ -12,7 +12,8 @@ PARTS = {
     "ta_loss": "the TA's loss",
     "ta_grad_norm": "the TA's gradient",
     "gap": "the score gap (the reference or the TA)",
-    "tilt": "the diffused reward score",
+    "divergence": "the divergence's part of the generator's gradient",
+    "pull": "the reward's part of the generator's gradient",
     "loss": "the loss",
     "grad_norm": "the gradient",
 }
@@ -37,5 +38,4 @@ def write_stopped(workdir: str, stage: str, step: int, figures: dict[str, float]
     if is_first_process():
         text = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
         report = {"stage": stage, "step": step, "message": message, "not_finite": bad_parts(figures), "figures": text}
-        with open(os.path.join(workdir, "stopped.json"), "w") as file:
-            json.dump(report, file, indent=2)
+        write_json(os.path.join(workdir, "stopped.json"), report)

@@ -6,27 +6,20 @@ import fcntl
 import json
 import os
 import socket
+from collections.abc import Sequence
 
 from didr_jax.config import flatten
 from didr_jax.types import InputError
 
-# What may change between a run and its resumption: these do not touch what is trained.
-RESUMABLE = (
-    "log", "checkpoint", "eval", "sample", "export", "score", "watch", "profile", "mesh", "distributed", "compile", "compiler",
-)  # fmt: skip
+LAYOUT = 2  # of a workdir; 1, before didr_jax 0.2, kept the products inside the state
+KEY = "didr_jax"  # of the entry in config.json that says who wrote it
+
+# What may change between a run and its resumption: these do not touch what is trained.  Recipes add their own.
+FREE = ("log", "checkpoint", "watch", "profile", "mesh", "distributed", "compile", "compiler")
 
 
-def _resumable(key: str) -> bool:
-    return key.split(".")[0] in RESUMABLE or key.endswith(".micro_batches")
-
-
-def claim_workdir(config, workdir: str) -> None:
-    """Makes `workdir`, refuses it if it belongs to another config, and saves the resolved config in it.
-
-    Raises:
-      InputError: not writable, or trained with values that contradict `config` (all are named).
-    """
-    path = os.path.join(workdir, "config.json")
+def make_workdir(workdir: str) -> None:
+    """Makes `workdir` if it is missing; raises InputError if nothing can be written to it."""
     try:
         os.makedirs(workdir, exist_ok=True)
         probe = os.path.join(workdir, ".writable")
@@ -35,21 +28,56 @@ def claim_workdir(config, workdir: str) -> None:
         os.remove(probe)
     except OSError as error:
         raise InputError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from None
-    now = flatten(config)
+
+
+def claim_workdir(config, workdir: str, free: Sequence[str] = ()) -> None:
+    """Refuses `workdir` if it belongs to another config, and saves the resolved config in it.
+
+    To be called by the holder of its `lock`, so that of two runs that start at once only one writes.
+
+    Args:
+      config: of the run.
+      workdir: of `make_workdir`.
+      free: sections of the config, besides `FREE`, that may differ from those of an earlier start.
+
+    Raises:
+      InputError: trained with values that contradict `config` (all are named), or by another version.
+    """
+    path = os.path.join(workdir, "config.json")
     if os.path.exists(path):
-        with open(path) as file:
-            then = flatten(json.load(file))
-        differing = [
-            f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)"
-            for key in sorted(then.keys() | now.keys())
-            if then.get(key) != now.get(key) and not _resumable(key)
-        ]
-        if differing:
-            raise InputError(
-                f"--workdir={workdir} was trained with another config: {'; '.join(differing)}. "
-                "Use a new workdir, or the same values"
-            )
-    write_json(path, config.to_dict(), sort_keys=True)
+        _require_same(config, _read(path, workdir), workdir, (*FREE, *free))
+    write_json(path, {KEY: {"layout": LAYOUT}, **config.to_dict()}, sort_keys=True)
+
+
+def _read(path: str, workdir: str) -> dict:
+    try:
+        with open(path, encoding="utf-8") as file:
+            raw = json.load(file)
+        layout = raw.pop(KEY, {"layout": 1})["layout"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        line = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read ({line}); put back a good copy, or use a new workdir") from None
+    if layout != LAYOUT:
+        older = "an older" if isinstance(layout, int) and layout < LAYOUT else "a newer"
+        raise InputError(
+            f"--workdir={workdir} belongs to {older} didr_jax (workdir layout {layout}, this version's is {LAYOUT}): "
+            "go on with that version, or use a new workdir"
+        )
+    return raw
+
+
+def _require_same(config, raw: dict, workdir: str, free: Sequence[str]) -> None:
+    now, then = flatten(config), flatten(raw)
+    fixed = lambda key: key.split(".")[0] not in free and not key.endswith(".micro_batches")
+    differing = [
+        f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and fixed(key)
+    ]
+    if differing:
+        raise InputError(
+            f"--workdir={workdir} was trained with another config: {'; '.join(differing)}. Use a new workdir, or the same values"
+        )
 
 
 def write_json(path: str, content, sort_keys: bool = False) -> None:

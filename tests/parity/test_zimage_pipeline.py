@@ -13,7 +13,7 @@ from didr_jax.diffusion import guide  # noqa: E402
 from didr_jax.recipes.text_to_image.task import TextToImage  # noqa: E402
 from didr_jax.recipes.text_to_image.zimage import zimage  # noqa: E402
 from didr_jax.sampling import denoise  # noqa: E402
-from tests import tiny_zimage as tiny  # noqa: E402
+from tests.text_to_image import tiny_zimage as tiny  # noqa: E402
 from tests.parity.oracle import QUICK, assert_close, nchw  # noqa: E402
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 NUM_CLASSES = 10
+IMAGE = (8, 8, 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@
 Conditions are `{"label": int [n]}`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,124 +20,158 @@ from didr_jax.builders import make_few_step, make_schedule
 from didr_jax.diffusion import to_x0
 from didr_jax.models.dit import MLP, DiT
 from didr_jax.objectives import denoising_loss
-from didr_jax.recipes.digits import data
-from didr_jax.recipes.digits.data import NUM_CLASSES
-from didr_jax.recipes.digits.report import Models, evaluate, figures, sample
-from didr_jax.training.loop import Recipe
-from didr_jax.training.stages import fit_stage, game_stage
+from didr_jax.recipes.digits import report
+from didr_jax.recipes.digits.data import IMAGE, NUM_CLASSES, Annotator, load, shaken
+from didr_jax.sampling import denoise
+from didr_jax.training.evaluation import Evaluator
+from didr_jax.training.parallel import made
+from didr_jax.training.recipe import Recipe
+from didr_jax.training.run import Products, Run
+from didr_jax.training.stages import Stage, fit_stage, game_stage
 from didr_jax.training.step import Networks
+from didr_jax.types import Weights
 
-IMAGE = (8, 8, 1)
 
-
-def digits(config) -> Recipe:
+class Digits(Recipe):
     """The recipe of `configs/digits.py`."""
-    schedule = make_schedule(config)
-    train, held_out = data.load()
-    annotator = data.Annotator(train)
 
-    few_step = make_few_step(config, schedule)
+    free = ("eval", "sample")
 
-    network = DiT(NUM_CLASSES, width=config.network.width, depth=config.network.depth)
-    preference = MLP(out=1, width=config.reward.width)
-    classifier = MLP(out=NUM_CLASSES, width=config.judge.width, features=config.judge.features)
-
-    def init(module, salt: int, *inputs):
-        return module.init(jax.random.fold_in(jax.random.key(config.seed), salt), *inputs)["params"]
-
-    blank, one_hot = jnp.zeros((1, *IMAGE)), jnp.zeros((1, NUM_CLASSES))
-
-    def denoise(params, x_t, t, c):
-        return to_x0("v", network.apply({"params": params}, x_t, t, c["label"]), x_t, t, schedule)
-
-    def generate(params, z, c):
-        return few_step.sample(lambda params, x_t, t: denoise(params, x_t, t, c), params, z)
-
-    def generate_to_train(params, z, c, i):
-        return few_step.train(lambda params, x_t, t: denoise(params, x_t, t, c), params, z, i)
-
-    def prefer(params, x0, c):
-        score, _ = preference.apply({"params": params}, x0, jax.nn.one_hot(c["label"], NUM_CLASSES))
-        return score[:, 0]
-
-    def classify(params, x0):
-        return classifier.apply({"params": params}, x0)
-
-    def pretrain_noise(key, n):
-        time_key, noise_key, drop_key = jax.random.split(key, 3)
-        return {
-            "t": jax.random.uniform(time_key, (n,), minval=0.001, maxval=0.999),
-            "eps": jax.random.normal(noise_key, (n, *IMAGE)),
-            "drop": jax.random.bernoulli(drop_key, config.pretrain.condition_dropout, (n,)),
+    def __init__(self, config):
+        self.config = config
+        self.schedule = make_schedule(config)
+        self.few_step = make_few_step(config, self.schedule)
+        self.network = DiT(NUM_CLASSES, width=config.network.width, depth=config.network.depth)
+        self.preference = MLP(out=1, width=config.reward.width)
+        self.classifier = MLP(out=NUM_CLASSES, width=config.judge.width, features=config.judge.features)
+        self.stages = {
+            "pretrain": self.pretrain,
+            "reward": self.reward,
+            "judge": self.judge,
+            "distill": self.distill,
+            "align": self.align,
+        }
+        self.modes = {
+            "eval": functools.partial(report.evaluate, self),
+            "sample": functools.partial(report.sample, self),
         }
 
-    def pretrain_loss(params, frozen, batch, noise):
-        c = {"label": jnp.where(noise["drop"], NUM_CLASSES, batch["label"])}
-        denoiser = lambda x_t, t: denoise(params, x_t, t, c)
-        return denoising_loss(denoiser, schedule, batch["x0"], noise["eps"], noise["t"], "v"), {}
+    @functools.cached_property
+    def splits(self):
+        """(training, held-out) images."""
+        return load()
 
-    def reward_loss(params, frozen, batch, noise):
-        margin = prefer(params, batch["better"], batch) - prefer(params, batch["worse"], batch)
-        return -jax.nn.log_sigmoid(margin), {"agreement": margin > 0}
+    # -------------------------------------------------------------------------------- functions
 
-    def judge_loss(params, frozen, batch, noise):
-        logits, _ = classify(params, batch["x0"])
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return loss, {"accuracy": jnp.argmax(logits, -1) == batch["label"]}
+    def denoise(self, params, x_t, t, c):
+        """x̂0 of the diffusion transformer: reference, TA and generator alike."""
+        return to_x0("v", self.network.apply({"params": params}, x_t, t, c["label"]), x_t, t, self.schedule)
 
-    def labelled(rng, n):
-        images, labels = train.draw(rng, n)
-        return {"x0": images, "label": labels}
+    def _at(self, c):
+        return lambda params, x_t, t: self.denoise(params, x_t, t, c)
 
-    def any_digit(rng, n):
-        return {"label": rng.integers(NUM_CLASSES, size=n).astype(np.int32)}
+    def generate(self, params, z, c):
+        """Images of all steps of a generator."""
+        return self.few_step.sample(self._at(c), params, z)
 
-    def roles(with_reward: bool) -> Networks:
+    def many_steps(self, params, z, c):
+        """Images of the reference by `config.eval.reference_steps` deterministic steps."""
+        denoiser = lambda x_t, t: self.denoise(params, x_t, t, c)
+        t = jnp.full(z.shape[0], 0.999)
+        return denoise(denoiser, self.schedule, z, t, num_steps=self.config.eval.reference_steps, remat=False)
+
+    def prefer(self, params, x0, c):
+        """The reward `[b]`: log-odds of preference."""
+        score, _ = self.preference.apply({"params": params}, x0, jax.nn.one_hot(c["label"], NUM_CLASSES))
+        return score[:, 0]
+
+    def classify(self, params, x0):
+        """The judge's (logits, features)."""
+        return self.classifier.apply({"params": params}, x0)
+
+    def networks(self, with_reward: bool) -> Networks:
         return Networks(
-            schedule=schedule,
+            schedule=self.schedule,
             event_shape=IMAGE,
-            reference=lambda frozen, x_t, t, c: denoise(frozen["reference"], x_t, t, c),
-            ta=denoise,
-            generator=generate_to_train,
-            few_step=few_step,
-            reward=(lambda frozen, x0, c: prefer(frozen["reward"], x0, c)) if with_reward else None,
-            unconditional=lambda c: {"label": jnp.full_like(c["label"], NUM_CLASSES)},
+            reference=lambda frozen, x_t, t, c: self.denoise(frozen["reference"], x_t, t, c),
+            ta=lambda params, frozen, x_t, t, c: self.denoise(params, x_t, t, c),
+            generator=lambda params, frozen, z, c, i: self.few_step.train(self._at(c), params, z, i),
+            few_step=self.few_step,
+            reward=(lambda frozen, x0, c: self.prefer(frozen["reward"], x0, c)) if with_reward else None,
+            unconditional=lambda frozen, c: {"label": jnp.full_like(c["label"], NUM_CLASSES)},
         )
 
-    def distill(products):
-        reference = products["pretrain"]
-        return game_stage(
-            "distill", config, roles=roles(with_reward=False), conditions=any_digit,
-            init_generator=lambda: reference, init_ta=lambda: reference, frozen={"reference": reference},
-        )  # fmt: skip
+    # ----------------------------------------------------------------------------------- stages
 
-    def align(products):
+    def fresh(self, module, salt: int, *inputs) -> Weights:
+        key = jax.random.fold_in(jax.random.key(self.config.seed), salt)
+        return made(lambda: module.init(key, *inputs)["params"])
+
+    def pretrain(self, _products: Products) -> Stage:
+        dropout = self.config.pretrain.condition_dropout
+
+        def noise(key, n):
+            time_key, noise_key, drop_key = jax.random.split(key, 3)
+            return {
+                "t": jax.random.uniform(time_key, (n,), minval=0.001, maxval=0.999),
+                "eps": jax.random.normal(noise_key, (n, *IMAGE)),
+                "drop": jax.random.bernoulli(drop_key, dropout, (n,)),
+            }
+
+        def loss(params, frozen, batch, noise):
+            c = {"label": jnp.where(noise["drop"], NUM_CLASSES, batch["label"])}
+            denoiser = lambda x_t, t: self.denoise(params, x_t, t, c)
+            return denoising_loss(denoiser, self.schedule, batch["x0"], noise["eps"], noise["t"], "v"), {}
+
+        def labelled(rng, n):
+            images, labels = self.splits[0].draw(rng, n)
+            return {"x0": images, "label": labels}
+
+        start = self.fresh(self.network, 0, jnp.zeros((1, *IMAGE)), jnp.zeros(1), jnp.zeros(1, int))
+        return fit_stage("pretrain", self.config, start=start, loss=loss, data=labelled, draw=noise)
+
+    def reward(self, _products: Products) -> Stage:
+        def loss(params, frozen, batch, noise):
+            margin = self.prefer(params, batch["better"], batch) - self.prefer(params, batch["worse"], batch)
+            return -jax.nn.log_sigmoid(margin), {"agreement": margin > 0}
+
+        start = self.fresh(self.preference, 1, jnp.zeros((1, *IMAGE)), jnp.zeros((1, NUM_CLASSES)))
+        return fit_stage("reward", self.config, start=start, loss=loss, data=Annotator(self.splits[0]).compare)
+
+    def judge(self, _products: Products) -> Stage:
+        def loss(params, frozen, batch, noise):
+            logits, _ = self.classify(params, batch["x0"])
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            return loss, {"accuracy": jnp.argmax(logits, -1) == batch["label"]}
+
+        start = self.fresh(self.classifier, 2, jnp.zeros((1, *IMAGE)))
+        data = lambda rng, n: shaken(rng, self.splits[0], n)
+        return fit_stage("judge", self.config, start=start, loss=loss, data=data)
+
+    def distill(self, products: Products) -> Stage:
+        reference = products["pretrain"]["params"]
+        return self._game("distill", reference, reference, {"reference": reference})
+
+    def align(self, products: Products) -> Stage:
         before = products["distill"]
-        return game_stage(
-            "align", config, roles=roles(with_reward=True), conditions=any_digit,
-            init_generator=lambda: before["generator"], init_ta=lambda: before["ta"],
-            frozen={"reference": products["pretrain"], "reward": products["reward"]},
-        )  # fmt: skip
+        frozen = {"reference": products["pretrain"]["params"], "reward": products["reward"]["params"]}
+        judge = {"judge": products["judge"]["params"]} if "judge" in products else {}
+        evals = {"digits": Evaluator(self.config.eval.every, report.in_the_loop(self), judge)} if judge else {}
+        return self._game("align", before["generator"], before["ta"], frozen, evals)
 
-    models = Models(schedule, few_step, denoise, generate, prefer, classify, train, held_out)
-    return Recipe(
-        stages={
-            "pretrain": lambda products: fit_stage(
-                "pretrain", config, init_params=lambda: init(network, 0, blank, jnp.zeros(1), jnp.zeros(1, int)),
-                loss=pretrain_loss, data=labelled, draw=pretrain_noise,
-            ),
-            "reward": lambda products: fit_stage(
-                "reward", config, init_params=lambda: init(preference, 1, blank, one_hot),
-                loss=reward_loss, data=annotator.compare,
-            ),
-            "judge": lambda products: fit_stage(
-                "judge", config, init_params=lambda: init(classifier, 2, blank),
-                loss=judge_loss, data=lambda rng, n: data.shaken(rng, train, n),
-            ),
-            "distill": distill,
-            "align": align,
-        },
-        figures=lambda products: figures(models, products, config),
-        evaluate=lambda products, workdir, log: evaluate(models, products, config, workdir, log),
-        sample=lambda products, workdir, log: sample(models, products, config, workdir, log),
-    )  # fmt: skip
+    def _game(self, name: str, generator: Weights, ta: Weights, frozen: dict, evals: dict | None = None) -> Stage:
+        return game_stage(
+            name,
+            self.config,
+            networks=self.networks(with_reward="reward" in frozen),
+            generator=generator,
+            ta=ta,
+            conditions=lambda rng, n: {"label": rng.integers(NUM_CLASSES, size=n).astype(np.int32)},
+            frozen=frozen,
+            evals=evals,
+        )
+
+    # -------------------------------------------------------------------------------- judgement
+
+    def figures(self, products: Products, run: Run) -> dict[str, float]:
+        return report.figures(self, products, run)

@@ -10,73 +10,58 @@ and the multi-step reference's samples tilted likewise.  The last is the law tha
 the reference learned; between it and the tilted data lies the reference's own error.
 """
 
-import dataclasses
-import os
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from didr_jax.distances import frechet_distance, moments
-from didr_jax.few_step import FewStep
-from didr_jax.recipes.digits.data import NUM_CLASSES, Split
-from didr_jax.sampling import denoise
-from didr_jax.schedules import Schedule
-from didr_jax.training.metrics import RunLog
-from didr_jax.training.reports import curves, image_grid, write_summary
+from didr_jax.recipes.digits.data import IMAGE, NUM_CLASSES, Split
+from didr_jax.training.evaluation import Verdict, over_rows
+from didr_jax.training.reports import curves, picture_grid, save_picture, write_summary
+from didr_jax.training.run import Products, Run
+from didr_jax.training.startup import is_first_process
+from didr_jax.types import PyTree
+
+# What a judge reads: its name here, and where the products have it.
+READ = {"reference": ("pretrain", "params"), "reward": ("reward", "params"), "judge": ("judge", "params")}
 
 
-@dataclasses.dataclass(frozen=True)
-class Models:
-    """The recipe's networks as functions of (parameters, inputs), and its two splits."""
-
-    schedule: Schedule
-    few_step: FewStep
-    denoise: Callable
-    generate: Callable
-    prefer: Callable
-    classify: Callable
-    train: Split
-    held_out: Split
-
-
-def _conditions(n: int) -> dict:
+def _labels(n: int) -> np.ndarray:
     """Every digit equally often, in turn."""
-    return {"label": jnp.arange(n, dtype=jnp.int32) % NUM_CLASSES}
+    return np.arange(n, dtype=np.int32) % NUM_CLASSES
 
 
-def _noise(config, n: int, shape=(8, 8, 1)):
-    return jax.random.normal(jax.random.key(config.eval.seed), (n, *shape))
+def _drawn(recipe, function: Callable, params: PyTree, n: int, shape: tuple[int, ...]) -> np.ndarray:
+    """n images of `function(params, z, c)` from the evaluation's noise."""
+    z = jax.random.normal(jax.random.key(recipe.config.eval.seed), (n, *shape))
+    draw = jax.jit(lambda params, rows: function(params, rows["z"], {"label": rows["label"]}))
+    return over_rows(draw, params, {"z": z, "label": _labels(n)})
 
 
-def generated(models: Models, params, config, n: int) -> np.ndarray:
-    """n images `[n, 8, 8, 1]` of a generator, from the evaluation's noise."""
-    z = _noise(config, n, models.few_step.noise_shape((8, 8, 1)))
-    return np.asarray(jax.jit(models.generate)(params, z, _conditions(n)))
+def generated(recipe, params: PyTree, n: int) -> np.ndarray:
+    """n images `[n, 8, 8, 1]` of a generator."""
+    return _drawn(recipe, recipe.generate, params, n, recipe.few_step.noise_shape(IMAGE))
 
 
-def many_steps(models: Models, params, config, n: int) -> np.ndarray:
-    """n images of the reference by `config.eval.reference_steps` deterministic steps, from the same noise."""
-    c, t = _conditions(n), jnp.full(n, 0.999)
-
-    def run(params, z):
-        denoiser = lambda x_t, t: models.denoise(params, x_t, t, c)
-        return denoise(denoiser, models.schedule, z, t, num_steps=config.eval.reference_steps, remat=False)
-
-    return np.asarray(jax.jit(run)(params, _noise(config, n)))
+def many_steps(recipe, params: PyTree, n: int) -> np.ndarray:
+    """n images of the multi-step reference, from the same noise."""
+    return _drawn(recipe, recipe.many_steps, params, n, IMAGE)
 
 
 class Judge:
-    """Figures of a set of labelled images, with the laws that they are compared to."""
+    """Figures of a set of labelled images, with the laws that they are compared to.
 
-    def __init__(self, models: Models, products: dict, config):
-        self._prefer = jax.jit(lambda x, label: models.prefer(products["reward"], x, {"label": label}))
-        self._classify = jax.jit(lambda x: models.classify(products["judge"], x))
-        self._beta = config.eval.target_beta or config.align.beta
-        n = config.eval.samples
-        real = models.held_out
-        self.reference = Split(many_steps(models, products["pretrain"], config, n), np.asarray(_conditions(n)["label"]))
+    `frozen`: the parameters named in `READ`, on the devices.
+    """
+
+    def __init__(self, recipe, frozen):
+        self._prefer = jax.jit(lambda params, rows: recipe.prefer(params, rows["x0"], {"label": rows["label"]}))
+        self._classify = jax.jit(lambda params, rows: recipe.classify(params, rows["x0"]))
+        self._frozen, self._beta = frozen, recipe.config.eval.target_beta or recipe.config.align.beta
+        n = recipe.config.eval.samples
+        real = recipe.splits[1]
+        self.reference = Split(many_steps(recipe, frozen["reference"], n), _labels(n))
         self._targets = {
             "to_tilted_data": moments(self.features(real.images), self.tilt_weights(real)),
             "to_tilted_reference": moments(self.features(self.reference.images), self.tilt_weights(self.reference)),
@@ -84,10 +69,15 @@ class Judge:
         }
 
     def reward(self, images, labels) -> np.ndarray:
-        return np.asarray(self._prefer(images, labels))
+        return over_rows(self._prefer, self._frozen["reward"], {"x0": images, "label": labels})
+
+    def _judged(self, images) -> tuple[np.ndarray, np.ndarray]:
+        """The classifier's logits and features."""
+        logits, features = over_rows(self._classify, self._frozen["judge"], {"x0": images})
+        return np.asarray(logits, np.float64), np.asarray(features, np.float64)
 
     def features(self, images) -> np.ndarray:
-        return np.asarray(self._classify(images)[1], np.float64)
+        return self._judged(images)[1]
 
     @staticmethod
     def class_weights(labels, exponents) -> np.ndarray:
@@ -112,7 +102,7 @@ class Judge:
         """
         weights = np.full(len(labels), 1 / len(labels)) if weights is None else weights
         labels = np.asarray(labels)
-        logits, features = (np.asarray(output, np.float64) for output in self._classify(images))
+        logits, features = self._judged(images)
         own = moments(features, weights)
         right = np.argmax(logits, -1) == labels
         return {
@@ -130,47 +120,73 @@ def _spread(features: np.ndarray, weights: np.ndarray) -> float:
     return float(weights @ distance @ weights / (1 - np.sum(weights**2)))
 
 
-def figures(models: Models, products: dict, config) -> dict[str, float]:
+def in_the_loop(recipe) -> Callable:
+    """An evaluator's judge of `align`: the same figures as the table's, and a grid of the same noise every time."""
+    made: list[Judge] = []  # once, with the parameters that the first call brings: they never change
+
+    def judge(products, frozen) -> Verdict:
+        if not made:
+            made.append(Judge(recipe, frozen))
+        images = generated(recipe, products["generator"], recipe.config.eval.samples)
+        return Verdict(made[0].figures(images, _labels(len(images))), {"digits": grid(images, recipe.config.eval.grid_rows)})
+
+    return judge
+
+
+def judge_of(recipe, products: Products, run: Run) -> Judge:
+    return Judge(recipe, run.load({name: products[stage][product] for name, (stage, product) in READ.items()}))
+
+
+def generator_of(products: Products, run: Run, stage: str) -> PyTree:
+    return run.load({"generator": products[stage]["generator"]})["generator"]
+
+
+def figures(recipe, products: Products, run: Run) -> dict[str, float]:
     """The aligned generator's row."""
-    judge = Judge(models, products, config)
-    images = generated(models, products["align"]["generator"], config, config.eval.samples)
-    return judge.figures(images, _conditions(len(images))["label"])
+    images = generated(recipe, generator_of(products, run, "align"), recipe.config.eval.samples)
+    return judge_of(recipe, products, run).figures(images, _labels(len(images)))
 
 
-def evaluate(models: Models, products: dict, config, workdir: str, log: RunLog) -> None:
+def grid(images: np.ndarray, rows: int) -> np.ndarray:
+    """A picture of the first rows, a column per digit, ink on paper."""
+    paper = 255 * (1 - np.clip((images[: rows * NUM_CLASSES, ..., 0] + 1) / 2, 0, 1))
+    return picture_grid(np.round(paper).astype(np.uint8), NUM_CLASSES, gap=1, scale=4)
+
+
+def evaluate(recipe, products: Products, run: Run) -> None:
     """summary.json, the grids before and after for the same noise, and the curves.
 
     Two rows bound what alignment can reach: the training images tilted by (1), and the reference's own
     samples tilted by it, which is the law that DIDR converges to.
     """
-    judge = Judge(models, products, config)
+    config, judge = recipe.config, judge_of(recipe, products, run)
     n = config.eval.samples
-    labels = np.asarray(_conditions(n)["label"])
-    steps = models.few_step.label
+    labels, steps = _labels(n), recipe.few_step.label
     made = {
         f"reference, {config.eval.reference_steps} steps": judge.reference.images,
-        f"{steps}, initial": generated(models, products["distill"]["generator"], config, n),
-        f"{steps}, {config.align.objective}": generated(models, products["align"]["generator"], config, n),
+        f"{steps}, initial": generated(recipe, generator_of(products, run, "distill"), n),
+        f"{steps}, {config.align.objective}": generated(recipe, generator_of(products, run, "align"), n),
     }
-    real, train = models.held_out, models.train
+    train, real = recipe.splits
     rows = {
         "real, held out": judge.figures(real.images, real.labels),
         "real, training, tilted": judge.figures(train.images, train.labels, judge.tilt_weights(train)),
     }
     rows |= {name: judge.figures(images, labels) for name, images in made.items()}
     rows["reference, tilted"] = judge.figures(judge.reference.images, labels, judge.tilt_weights(judge.reference))
-    write_summary(workdir, rows, log)
-    show = config.eval.grid_rows * NUM_CLASSES
-    for file, images in zip(("reference", "before", "after"), made.values()):
-        image_grid(os.path.join(workdir, f"{file}.png"), (images[:show, ..., 0] + 1) / 2, NUM_CLASSES)
-    curves(workdir)
-    log.say(f"wrote summary.json, before.png, after.png, reference.png and curves_*.png to {workdir}")
+    if is_first_process():
+        write_summary(run.workdir, rows, run.log)
+        for file, images in zip(("reference", "before", "after"), made.values(), strict=True):
+            save_picture(run.path(f"{file}.png"), grid(images, config.eval.grid_rows))
+        curves(run.workdir)
+    run.log.say(f"wrote summary.json, before.png, after.png, reference.png and curves_*.png to {run.workdir}")
 
 
-def sample(models: Models, products: dict, config, workdir: str, log: RunLog) -> None:
+def sample(recipe, products: Products, run: Run) -> None:
     """samples.png: a column per digit, drawn by the aligned generator."""
-    n = config.sample.rows * NUM_CLASSES
-    images = generated(models, products["align"]["generator"], config, n)
-    path = os.path.join(workdir, "samples.png")
-    image_grid(path, (images[..., 0] + 1) / 2, NUM_CLASSES)
-    log.say(f"wrote {path}")
+    n = recipe.config.sample.rows * NUM_CLASSES
+    images = generated(recipe, generator_of(products, run, "align"), n)
+    path = run.path("samples.png")
+    if is_first_process():
+        save_picture(path, grid(images, recipe.config.sample.rows))
+    run.log.say(f"wrote {path}")

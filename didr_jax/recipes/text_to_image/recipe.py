@@ -1,21 +1,157 @@
-"""Every backbone's recipe: the task, what it reports, and its outline for plans, put together."""
+"""The recipe of every text-to-image backbone: one stage, `align`; what is checked before it; and its modes."""
 
-from didr_jax.recipes.text_to_image import report
-from didr_jax.recipes.text_to_image.outline import Outline
-from didr_jax.recipes.text_to_image.task import TextToImage
-from didr_jax.training.loop import Recipe
+import functools
+import sys
+
+import jax
+
+from didr_jax.checks import require_choice
+from didr_jax.models.published import PIPELINES
+from didr_jax.models.remat import REMAT
+from didr_jax.recipes.text_to_image import advice, export, report
+from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator
+from didr_jax.recipes.text_to_image.task import Task
+from didr_jax.rewards.custom import try_out
+from didr_jax.rewards.scoring import score_folder
+from didr_jax.training.evaluation import Evaluator
+from didr_jax.training.recipe import Recipe
+from didr_jax.training.run import Products, Run
+from didr_jax.training.stages import Stage, game_stage
+from didr_jax.training.startup import is_first_process
+from didr_jax.types import InputError
+
+TRAIN = ("full", "lora")
+# mode -> what of a pipeline folder it reads besides the network's config; "text": the encoder's own folders.
+PARTS = {
+    "train": ("{network}", "vae", "text"),
+    "eval": ("vae", "text"),
+    "sample": ("vae", "text"),
+    "export": (),
+    "compile": (),
+}
 
 
-def text_to_image(config, make_backbone) -> Recipe:
-    """The recipe of a backbone."""
-    task = TextToImage(config, make_backbone)
-    return Recipe(
-        stages={"align": task.align},
-        figures=lambda products: report.figures(task, products),
-        evaluate=lambda products, workdir, log: report.evaluate(task, products, workdir, log),
-        sample=lambda products, workdir, log: report.sample(task, products, workdir, log),
-        check=task.check,
-        export=lambda products, workdir, log: report.export(task, products, workdir, log),
-        score=lambda workdir, log: task.score_images(workdir),
-        outline=lambda: Outline(config, make_backbone).align({}),
-    )
+class TextToImage(Recipe):
+    """The recipe of a backbone.
+
+    Args:
+      config: of `configs/sdxl.py` or one like it.
+      make_backbone: `config -> Backbone`.
+      planning: see `Task`.
+    """
+
+    alone = ("score",)
+    free = ("eval", "sample", "export", "score")
+    remedies = advice.REMEDIES
+    luxuries = advice.LUXURIES
+
+    def __init__(self, config, make_backbone, planning: bool = False):
+        self.config, self._make_backbone = config, make_backbone
+        self.task = Task(config, make_backbone, planning)
+        self.stages = {"align": self.align}
+        self.modes = {
+            "eval": functools.partial(report.evaluate, self.task),
+            "sample": functools.partial(report.sample, self.task),
+            "export": functools.partial(export.export, self.task),
+            "score": self.score,
+        }
+
+    def planned(self) -> "TextToImage":
+        return TextToImage(self.config, self._make_backbone, planning=True)
+
+    def check(self, mode: str) -> None:
+        config = self.config
+        for part, knob in (("network", "remat"), ("network", "vae_remat"), ("rewards", "remat")):
+            require_choice(f"{part}.{knob}", config[part][knob], REMAT)
+        if mode == "score":
+            if not chosen(config.rewards):
+                raise InputError("--mode=score has no reward: set config.rewards.hps or another")
+            _require_path("score.images", config.score.images)
+            _require_path("score.prompts", config.score.prompts)
+            return
+        for who in ("generator", "ta"):
+            require_choice(f"network.{who}", config.network[who], TRAIN)
+        if config.weights.generator_adapter and config.network.generator != "lora":
+            raise InputError("config.weights.generator_adapter is where adapters begin: set config.network.generator=lora")
+        if mode == "compile" and not config.weights.base:
+            require_choice("compile.pipeline", config.compile.pipeline, PIPELINES)
+        elif mode != "compile":
+            _require_path("weights.base", config.weights.base)
+        self._check_pipeline(mode)
+        if mode == "train":
+            self._check_training()
+
+    def _check_pipeline(self, mode: str) -> None:
+        backbone, config = self.task.backbone, self.config
+        backbone.require([f"{backbone.part}/config.json"])
+        wanted = {"{network}": [backbone.part], "text": backbone.text_parts}
+        backbone.require([name for part in PARTS[mode] for name in wanted.get(part, [part])])
+        if mode == "export":
+            backbone.few_step, backbone.scheduler_json  # noqa: B018  (they raise)
+            return
+        backbone.check()
+        backbone.event_shape, backbone.shapes, backbone.few_step, backbone.prediction  # noqa: B018  (they raise)
+        if mode in ("sample", "eval") and not config.eval.prompts or mode == "train":
+            _require_path("data.prompts", config.data.prompts)
+        if mode in ("sample", "eval"):
+            report.first_prompts(self.task, 1)
+            backbone.image.weights.check()
+
+    def _check_training(self) -> None:
+        task, config, backbone = self.task, self.config, self.task.backbone
+        require_reward(config.align.objective, config.rewards)
+        for who in ("generator", "ta"):
+            task.start(who).check()
+        prompts = task.prompts
+        if config.eval.prompts:
+            report.first_prompts(task, 1)
+        if config.rewards.custom:
+            size = config.image.height, config.image.width
+            try_out(config.rewards.custom, config.rewards.custom_differentiable, size, [*prompts, ""][:2])
+        resolve_estimator(config.align, task.mix)
+        for weights in task.frozen().values():
+            weights.check()
+        backbone.encoder().weights.check()
+        for line in backbone.warnings if is_first_process() else ():
+            print(f"didr_jax: warning: {line}", file=sys.stderr, flush=True)
+
+    def align(self, _products: Products) -> Stage:
+        task = self.task
+        config = self.config.copy_and_resolve_references()
+        config.align = resolve_estimator(config.align, task.mix)
+
+        def conditions(rng, rows):
+            return task.conditions.rows(rng.integers(len(task.prompts), size=rows))
+
+        return game_stage(
+            "align",
+            config,
+            networks=task.networks(),
+            generator=task.start("generator"),
+            ta=task.start("ta"),
+            conditions=conditions,
+            condition_shapes=self._condition_shapes() if task.planning else None,
+            frozen=task.frozen(),
+            evals={"samples": Evaluator(config.eval.every, report.in_the_loop(task))},
+        )
+
+    def _condition_shapes(self):
+        tokens = {} if self.task.mix is None else self.task.mix.tokenize([""])
+        shape = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
+        return {"text": self.task.backbone.text_shapes, "tokens": jax.tree.map(shape, tokens)}
+
+    def figures(self, products: Products, run: Run) -> dict[str, float]:
+        return report.figures(self.task, products, run)
+
+    def score(self, _products: Products, run: Run) -> None:
+        """scores.csv: any images, by the configured rewards."""
+        section = self.config.score
+        models = list(self.task.mix.models.values())
+        if is_first_process():
+            out = run.path("scores.csv")
+            score_folder(section.images, section.prompts, models, out, batch_size=section.batch_size)
+
+
+def _require_path(key: str, value: str) -> None:
+    if not value:
+        raise InputError(f"config.{key} is empty; give --config.{key}=PATH")

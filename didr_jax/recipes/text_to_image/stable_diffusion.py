@@ -9,120 +9,128 @@ Guidance's unconditional branch of SDXL is the zero embedding and the zero poole
 SD 1.5 the embedding of the empty prompt.
 """
 
-from pathlib import Path
+import functools
 
 import jax
 import jax.numpy as jnp
 
-from didr_jax.builders import make_few_step, make_schedule
 from didr_jax.checks import require_choice
 from didr_jax.models.attention import BACKENDS
 from didr_jax.models.unet import UNet
 from didr_jax.models.unet_config import UNetConfig
-from didr_jax.models.vae import VAEConfig
 from didr_jax.recipes.text_to_image.backbone import Backbone
-from didr_jax.recipes.text_to_image.latents import architecture, decoder, latent_shape, open_sources
 from didr_jax.text.cache import digest_files
 from didr_jax.text.clip import clip_encoder, parts
 from didr_jax.types import InputError
-from didr_jax.weights.folder import part_json, require_parts
+from didr_jax.weights.folder import part_json
 from didr_jax.weights.unet import unet_table
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}  # diffusers' names -> ours
 MAX_TOKENS = 77  # of a prompt
 
 
-def stable_diffusion(config) -> Backbone:
-    """Reads all but the weights themselves.  Without `weights.base`, for plans: a published architecture, no weights.
+class StableDiffusion(Backbone):
+    """SDXL or SD 1.5: `text` is {"prompt": [b, 77, d]}, and {"pooled": [b, p]} for SDXL."""
 
-    Raises:
-      InputError: a part is absent, an architecture or scheduler is not one that this port does, or the
-        image size is not one that the networks can do.
-    """
-    base, knobs = Path(config.weights.base), config.network
-    raw = architecture(config, "unet", "vae")
-    arch = UNetConfig.from_json(raw["unet"])
-    xl = arch.added_time_dim is not None
-    if config.weights.base:
-        require_parts(base, "weights.base", [*parts(xl), "unet", "vae"])
-    for name in ("attention", "cross_attention"):
-        require_choice(f"network.{name}", knobs[name], BACKENDS)
+    part = "unet"
 
-    vae, vae_shapes, load_vae, decode = decoder(config, base, raw["vae"])
-    event_shape = _latent_shape(config, arch, vae)
-    schedule = make_schedule(config)
-    backends = dict(backend=knobs.attention, cross_backend=knobs.cross_attention)
-    unet = UNet(arch, **backends, remat=knobs.remat, dtype=jnp.dtype(knobs.dtype))
-    height, width = config.image.height, config.image.width
+    @functools.cached_property
+    def arch(self) -> UNetConfig:
+        return UNetConfig.from_json(self.config_json)
 
-    def network(params, x_t, t, text):
+    @property
+    def xl(self) -> bool:
+        return self.arch.added_time_dim is not None
+
+    @property
+    def zero_text(self) -> bool:
+        return self.xl
+
+    @property
+    def text_parts(self):
+        return parts(self.xl)
+
+    @property
+    def table(self):
+        return unet_table(self.arch)
+
+    @property
+    def multiple(self) -> int:
+        return self.image.arch.factor * 2 ** (len(self.arch.channels) - 1)
+
+    @property
+    def clip_tokenizer(self) -> str | None:
+        return str(self.folder / "tokenizer") if self.given else None
+
+    @functools.cached_property
+    def unet(self) -> UNet:
+        knobs = self.config.network
+        for name in ("attention", "cross_attention"):
+            require_choice(f"network.{name}", knobs[name], BACKENDS)
+        backends = dict(backend=knobs.attention, cross_backend=knobs.cross_attention)
+        return UNet(self.arch, **backends, remat=knobs.remat, dtype=jnp.dtype(knobs.dtype))
+
+    def network(self, params, x_t, t, text):
         added = None
-        if xl:  # original size, top-left corner of the crop, target size: an uncropped image of its own size
+        if self.xl:  # original size, top-left corner of the crop, target size: an uncropped image of its own size
+            height, width = self.config.image.height, self.config.image.width
             ids = jnp.tile(jnp.array([[height, width, 0, 0, height, width]], jnp.float32), (len(x_t), 1))
             added = {"text_embeds": text["pooled"], "time_ids": ids}
-        eps = unet.apply({"params": params}, x_t, schedule.timestep(t), text["prompt"], added)
+        eps = self.unet.apply({"params": params}, x_t, self.schedule.timestep(t), text["prompt"], added)
         return eps.astype(jnp.float32)
 
-    def init():
-        text = {"prompt": jnp.zeros((1, 1, arch.context_dim)), "pooled": jnp.zeros((1, _pooled_width(arch)))}
-        added = {"text_embeds": text["pooled"], "time_ids": jnp.zeros((1, 6))} if xl else None
-        return unet.init(jax.random.key(0), jnp.zeros((1, *event_shape)), jnp.zeros(1), text["prompt"], added)["params"]
+    @functools.cached_property
+    def shapes(self):
+        side = 2 ** (len(self.arch.channels) - 1)  # parameters do not depend on the size of an image
+        text = {name: jnp.zeros((1, *a.shape[1:])) for name, a in self.text_shapes.items()}
+        added = {"text_embeds": text["pooled"], "time_ids": jnp.zeros((1, 6))} if self.xl else None
+        init = lambda x: self.unet.init(jax.random.key(0), x, jnp.zeros(1), text["prompt"], added)["params"]
+        return jax.eval_shape(init, jnp.zeros((1, side, side, self.arch.in_channels)))
 
-    text_shapes = {"prompt": jax.ShapeDtypeStruct((1, MAX_TOKENS, arch.context_dim), config.data.dtype)}
-    if xl:
-        text_shapes["pooled"] = jax.ShapeDtypeStruct((1, _pooled_width(arch)), config.data.dtype)
+    @functools.cached_property
+    def text_shapes(self):
+        dtype, arch = jnp.dtype(self.config.data.dtype), self.arch
+        shapes = {"prompt": jax.ShapeDtypeStruct((1, MAX_TOKENS, arch.context_dim), dtype)}
+        if self.xl:
+            pooled = arch.added_dim - 6 * arch.added_time_dim
+            shapes["pooled"] = jax.ShapeDtypeStruct((1, pooled), dtype)
+        return shapes
 
-    return Backbone(
-        schedule=schedule,
-        prediction=_prediction(base, config, schedule),
-        event_shape=event_shape,
-        few_step=make_few_step(config, schedule),
-        network=network,
-        shapes=jax.eval_shape(init),
-        table=unet_table(arch),
-        sources=open_sources(config, base / "unet", config.weights.generator or base / "unet"),
-        part="unet",
-        config_json=raw["unet"],
-        zero_text=xl,
-        load_vae=load_vae,
-        decode=decode,
-        text_digest=lambda: digest_files(base / name for name in parts(xl)),
-        load_encoder=lambda: clip_encoder(base, xl),
-        clip_tokenizer=str(base / "tokenizer"),
-        vae_shapes=vae_shapes,
-        text_shapes=text_shapes,
-    )
+    def encoder(self):
+        return clip_encoder(self.folder, self.xl)
 
+    def text_digest(self) -> str:
+        return digest_files(self.folder / name for name in self.text_parts)
 
-def _pooled_width(arch: UNetConfig) -> int:
-    return arch.added_dim - 6 * arch.added_time_dim if arch.added_time_dim else 0
+    def check(self) -> None:
+        arch, vae = self.arch, self.image.arch
+        if not arch.in_channels == arch.out_channels == vae.latent_channels:
+            raise InputError(
+                f"config.weights.base: the UNet maps {arch.in_channels} to {arch.out_channels} channels, the VAE's latents "
+                f"have {vae.latent_channels}; give a text-to-image pipeline (no inpainting, no refiner)"
+            )
 
-
-def _latent_shape(config, arch: UNetConfig, vae: VAEConfig) -> tuple[int, int, int]:
-    if not arch.in_channels == arch.out_channels == vae.latent_channels:
-        raise InputError(
-            f"config.weights.base: the UNet maps {arch.in_channels} to {arch.out_channels} channels, the VAE's latents "
-            f"have {vae.latent_channels}; give a text-to-image pipeline (no inpainting, no refiner)"
-        )
-    return latent_shape(config.image, vae, vae.factor * 2 ** (len(arch.channels) - 1))
-
-
-def _prediction(base: Path, config, schedule) -> str:
-    """What the UNet predicts, after the folder's scheduler was compared with the config's schedule."""
-    if not config.weights.base or not (base / "scheduler").is_dir():
-        return "eps"
-    raw = part_json(base, "scheduler", "scheduler_config.json")
-    theirs = {"num_timesteps": raw.get("num_train_timesteps", 1000), "beta_start": raw.get("beta_start", 0.00085),
-              "beta_end": raw.get("beta_end", 0.012)}  # fmt: skip
-    ours = {"num_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012} | {
-        k: v for k, v in config.schedule.items() if k != "name"
-    }
-    linear_in_root = raw.get("beta_schedule", "scaled_linear") == "scaled_linear"
-    if schedule.name != "ddpm" or theirs != ours or not linear_in_root or raw.get("rescale_betas_zero_snr"):
-        raise InputError(
-            f"config.schedule ({schedule.name}, {ours}) is not that of {base}/scheduler "
-            f"({raw.get('beta_schedule')}, {theirs}); the networks only make sense with their own"
-        )
-    kind = raw.get("prediction_type", "epsilon")
-    require_choice("weights.base: prediction_type of its scheduler", kind, PREDICTIONS)
-    return PREDICTIONS[kind]
+    @functools.cached_property
+    def prediction(self) -> str:
+        """What the UNet predicts, after the folder's scheduler was compared with the config's schedule."""
+        if not self.given or not (self.folder / "scheduler").is_dir():
+            return "eps"
+        config, schedule = self.config, self.schedule
+        raw = part_json(self.folder, "scheduler", "scheduler_config.json")
+        theirs = {
+            "num_timesteps": raw.get("num_train_timesteps", 1000),
+            "beta_start": raw.get("beta_start", 0.00085),
+            "beta_end": raw.get("beta_end", 0.012),
+        }
+        ours = {"num_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012} | {
+            k: v for k, v in config.schedule.items() if k != "name"
+        }
+        linear_in_root = raw.get("beta_schedule", "scaled_linear") == "scaled_linear"
+        if schedule.name != "ddpm" or theirs != ours or not linear_in_root or raw.get("rescale_betas_zero_snr"):
+            raise InputError(
+                f"config.schedule ({schedule.name}, {ours}) is not that of {self.folder}/scheduler "
+                f"({raw.get('beta_schedule')}, {theirs}); the networks only make sense with their own"
+            )
+        kind = raw.get("prediction_type", "epsilon")
+        require_choice("weights.base: prediction_type of its scheduler", kind, PREDICTIONS)
+        return PREDICTIONS[kind]

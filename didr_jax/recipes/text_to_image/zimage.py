@@ -14,6 +14,7 @@ the empty prompt, put through the chat template like any other.  `ZImagePipeline
 v_c + g (v_c − v_u): its g = 4 is our scale w = g + 1 = 5.
 """
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,120 +23,149 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from didr_jax.builders import make_few_step, make_schedule
 from didr_jax.checks import require_choice
 from didr_jax.models.attention import BACKENDS
 from didr_jax.models.qwen3 import Qwen3Config
 from didr_jax.models.zimage import ZImageTransformer
 from didr_jax.models.zimage_config import ZImageConfig
 from didr_jax.recipes.text_to_image.backbone import Backbone
-from didr_jax.recipes.text_to_image.latents import architecture, decoder, latent_shape, open_sources
 from didr_jax.text.cache import digest_files, digest_texts
 from didr_jax.text.qwen import PARTS, qwen_encoder
 from didr_jax.types import InputError
-from didr_jax.weights.folder import part_json, require_parts
+from didr_jax.weights.folder import part_json
 from didr_jax.weights.zimage import zimage_table
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 # Options of the scheduler that would take it off the static grid; each must be absent or false.
 OFF_GRID = (
-    "use_dynamic_shifting", "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas",
-    "use_beta_sigmas", "stochastic_sampling",
-)  # fmt: skip
+    "use_dynamic_shifting",
+    "invert_sigmas",
+    "shift_terminal",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "stochastic_sampling",
+)
 
 
-def zimage(config) -> Backbone:
-    """Reads all but the weights themselves.  Without `weights.base`, for plans: a published architecture, no weights.
+class ZImage(Backbone):
+    """Z-Image: `text` is {"caption": [b, L, d], "length": [b]}."""
 
-    Raises:
-      InputError: a part is absent, an architecture or scheduler is not one that this port does, or the
-        image size is not one that the networks can do.
-    """
-    base, knobs, data = Path(config.weights.base), config.network, config.data
-    if given := config.weights.base:
-        require_parts(base, "weights.base", ("scheduler", *PARTS))
-    require_choice("network.attention", knobs.attention, BACKENDS)
-    require_choice("data.encoder_dtype", data.encoder_dtype, ("bfloat16", "float32"))
-    raw = architecture(config, "transformer", "vae")
-    arch = ZImageConfig.from_json(raw["transformer"])
-    generator = _generator_weights(config.weights.generator, base, arch) if given else base
-    schedule = make_schedule(config)
-    if schedule.name != "rectified_flow":
-        raise InputError(f"config.schedule.name = {schedule.name!r}: Z-Image is a rectified_flow")
-    few_step = make_few_step(config, schedule)
-    scheduler = part_json(base, "scheduler", "scheduler_config.json") if given else {}
-    _check_scheduler(base, scheduler)
+    part = "transformer"
+    text_parts = PARTS
+    zero_text = False
+    prediction = "velocity"
 
-    vae, vae_shapes, load_vae, decode = decoder(config, base, raw["vae"])
-    if vae.latent_channels != arch.in_channels:
-        raise InputError(
-            f"config.weights.base: the transformer's latents have {arch.in_channels} channels, the VAE's "
-            f"{vae.latent_channels}; the parts are not of one pipeline"
-        )
-    width = Qwen3Config.from_json(part_json(base, "text_encoder")).hidden_size if given else arch.cap_feat_dim
-    if width != arch.cap_feat_dim:
-        raise InputError(
-            f"config.weights.base: the transformer takes captions of width {arch.cap_feat_dim}, the text encoder gives "
-            f"{width}; the parts are not of one pipeline"
-        )
-    if data.max_length < 1:
-        raise InputError(f"config.data.max_length = {data.max_length}: must be at least 1 token")
-    event_shape = latent_shape(config.image, vae, vae.factor * arch.patch_size)
-    model = ZImageTransformer(arch, jnp.dtype(knobs.dtype), remat=knobs.remat, backend=knobs.attention)
+    @functools.cached_property
+    def arch(self) -> ZImageConfig:
+        return ZImageConfig.from_json(self.config_json)
 
-    def network(params, x_t, t, text):
-        clean_minus_noise = model.apply({"params": params}, x_t, 1 - t, text["caption"], text["length"])
+    @property
+    def table(self):
+        return zimage_table(self.arch)
+
+    @property
+    def multiple(self) -> int:
+        return self.image.arch.factor * self.arch.patch_size
+
+    @functools.cached_property
+    def schedule(self):
+        schedule = super().schedule
+        if schedule.name != "rectified_flow":
+            raise InputError(f"config.schedule.name = {schedule.name!r}: Z-Image is a rectified_flow")
+        return schedule
+
+    @functools.cached_property
+    def transformer(self) -> ZImageTransformer:
+        knobs = self.config.network
+        require_choice("network.attention", knobs.attention, BACKENDS)
+        return ZImageTransformer(self.arch, jnp.dtype(knobs.dtype), remat=knobs.remat, backend=knobs.attention)
+
+    def network(self, params, x_t, t, text):
+        clean_minus_noise = self.transformer.apply({"params": params}, x_t, 1 - t, text["caption"], text["length"])
         return -clean_minus_noise.astype(jnp.float32)
 
-    def init():
-        caption = jnp.zeros((1, data.max_length, arch.cap_feat_dim))
-        x, t, length = jnp.zeros((1, *event_shape)), jnp.zeros(1), jnp.ones(1, int)
-        return model.init(jax.random.key(0), x, t, caption, length)["params"]
+    @functools.cached_property
+    def shapes(self):
+        return self._shapes(self.arch.patch_size, self.arch.patch_size, 1)
 
-    dtype, variant = data.encoder_dtype, config.weights.variant or None
-    return Backbone(
-        schedule=schedule,
-        prediction="velocity",
-        event_shape=event_shape,
-        few_step=few_step,
-        network=network,
-        shapes=jax.eval_shape(init),
-        table=zimage_table(arch),
-        sources=open_sources(config, base / "transformer", generator),
-        part="transformer",
-        config_json=raw["transformer"],
-        zero_text=False,
-        load_vae=load_vae,
-        decode=decode,
-        text_digest=lambda: digest_texts([digest_files(base / part for part in PARTS), dtype, str(data.max_length)]),
-        load_encoder=lambda: qwen_encoder(base, data.max_length, jnp.dtype(dtype), variant),
-        clip_tokenizer=None,
-        scheduler_json=scheduler
-        | {
-            "shift": float(config.schedule.shift),
-            "stochastic_sampling": len(few_step.times) > 1 and few_step.solver == "renoise",
-        },
-        warnings=_warnings(config, base, generator) if given else (),
-        vae_shapes=vae_shapes,
-        text_shapes={
-            "caption": jax.ShapeDtypeStruct((1, data.max_length, arch.cap_feat_dim), jnp.dtype(data.dtype)),
+    def _shapes(self, height: int, width: int, tokens: int):
+        """Of the parameters, which do not depend on the latent and the caption; the transformer checks that it can do these."""
+
+        def init():
+            x = jnp.zeros((1, height, width, self.arch.in_channels))
+            caption = jnp.zeros((1, tokens, self.arch.cap_feat_dim))
+            return self.transformer.init(jax.random.key(0), x, jnp.zeros(1), caption, jnp.ones(1, int))["params"]
+
+        return jax.eval_shape(init)
+
+    @functools.cached_property
+    def text_shapes(self):
+        data = self.config.data
+        caption = (1, data.max_length, self.arch.cap_feat_dim)
+        return {
+            "caption": jax.ShapeDtypeStruct(caption, jnp.dtype(data.dtype)),
             "length": jax.ShapeDtypeStruct((1,), jnp.int32),
-        },
-    )
+        }
 
+    def encoder(self):
+        data, variant = self.config.data, self.config.weights.variant or None
+        return qwen_encoder(self.folder, data.max_length, jnp.dtype(data.encoder_dtype), variant)
 
-def _generator_weights(given: str, base: Path, arch: ZImageConfig) -> Path:
-    """Where the generator's weights are: a file, a transformer's folder, or that of a pipeline; empty: the base's own."""
-    path = Path(given) if given else base
-    path = path / "transformer" if (path / "transformer").is_dir() else path
-    if (path / "config.json").is_file():
-        theirs = ZImageConfig.from_json(part_json(path.parent, path.name))
-        ours = vars(arch)
-        if wrong := [f"{key} {value} ({ours[key]})" for key, value in vars(theirs).items() if value != ours[key]]:
+    def text_digest(self) -> str:
+        data = self.config.data
+        return digest_texts([digest_files(self.folder / part for part in PARTS), data.encoder_dtype, str(data.max_length)])
+
+    def generator_source(self) -> Path:
+        """A file, a transformer's folder, or that of a pipeline; empty: the base's own."""
+        path = Path(self.config.weights.generator or self.folder)
+        return path / self.part if (path / self.part).is_dir() else path
+
+    def check(self) -> None:
+        data, arch, vae = self.config.data, self.arch, self.image.arch
+        require_choice("data.encoder_dtype", data.encoder_dtype, ("bfloat16", "float32"))
+        if data.max_length < 1:
+            raise InputError(f"config.data.max_length = {data.max_length}: must be at least 1 token")
+        if vae.latent_channels != arch.in_channels:
             raise InputError(
-                f"config.weights.generator: {path} has another architecture than the base (in brackets): {', '.join(wrong)}"
+                f"config.weights.base: the transformer's latents have {arch.in_channels} channels, the VAE's "
+                f"{vae.latent_channels}; the parts are not of one pipeline"
             )
-    return path
+        self._shapes(*self.event_shape[:2], data.max_length)
+        if not self.given:
+            return
+        width = Qwen3Config.from_json(part_json(self.folder, "text_encoder")).hidden_size
+        if width != arch.cap_feat_dim:
+            raise InputError(
+                f"config.weights.base: the transformer takes captions of width {arch.cap_feat_dim}, the text encoder gives "
+                f"{width}; the parts are not of one pipeline"
+            )
+        _require_architecture(self.generator_source(), arch)
+
+    @functools.cached_property
+    def scheduler_json(self):
+        """The base's, with this config's shift and the generator's solver."""
+        raw = part_json(self.folder, "scheduler", "scheduler_config.json")
+        _check_scheduler(self.folder, raw)
+        several = len(self.few_step.times) > 1
+        stochastic = several and self.few_step.solver == "renoise"
+        return {**raw, "shift": float(self.config.schedule.shift), "stochastic_sampling": stochastic}
+
+    @property
+    def warnings(self):
+        return _warnings(self.config, self.folder, self.generator_source())
+
+
+def _require_architecture(path: Path, arch: ZImageConfig) -> None:
+    """Raises InputError if a generator's folder says that it has another architecture than the base."""
+    if not (path / "config.json").is_file():
+        return
+    theirs = ZImageConfig.from_json(part_json(path.parent, path.name))
+    ours = vars(arch)
+    if wrong := [f"{key} {value} ({ours[key]})" for key, value in vars(theirs).items() if value != ours[key]]:
+        raise InputError(
+            f"config.weights.generator: {path} has another architecture than the base (in brackets): {', '.join(wrong)}"
+        )
 
 
 def _check_scheduler(base: Path, raw: Mapping[str, Any]) -> None:

@@ -20,8 +20,8 @@ from didr_jax.recipes.text_to_image.zimage import zimage  # noqa: E402
 from didr_jax.training.metrics import read_metrics  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
-from tests import text_to_image_runs as runs  # noqa: E402
-from tests import tiny_zimage as tiny  # noqa: E402
+from tests.text_to_image import runs  # noqa: E402
+from tests.text_to_image import tiny_zimage as tiny  # noqa: E402
 from tests.parity.oracle import assert_close, nchw  # noqa: E402
 
 FULL = {"network.generator": "full", "network.ta": "full", "align.generator_optimizer.lr": 1e-3}

@@ -19,8 +19,8 @@ from didr_jax.recipes.text_to_image.task import TextToImage  # noqa: E402
 from didr_jax.training.metrics import read_metrics  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
-from tests import text_to_image_runs as runs  # noqa: E402
-from tests import tiny_pipeline as tiny  # noqa: E402
+from tests.text_to_image import runs  # noqa: E402
+from tests.text_to_image import tiny_sdxl as tiny  # noqa: E402
 from tests.parity.oracle import assert_close, nchw  # noqa: E402
 
 LORA = {"network.generator": "lora", "network.ta": "lora", "lora.rank": 2, "lora.alpha": 6.0}
@@ -278,12 +278,12 @@ def test_a_generator_of_another_architecture_is_refused_naming_every_tensor(inpu
         ({"rewards.weights.hps": 0.0}, ["weight 0 for hps"]),
         ({"rewards.hps": "", "rewards.pickscore": ""}, ["needs a reward", "rewards", "held_out"]),
         ({"rewards.hps": "/nowhere"}, ["no such file or folder: /nowhere"]),
-        ({"rewards.custom": "tests.tiny_pipeline:one_score_for_all"}, ["returned shape ()", "for 2 images"]),
+        ({"rewards.custom": "tests.text_to_image.tiny_sdxl:one_score_for_all"}, ["returned shape ()", "for 2 images"]),
         (
-            {"rewards.custom": "tests.tiny_pipeline:one_score_for_all", "rewards.custom_differentiable": False},
+            {"rewards.custom": "tests.text_to_image.tiny_sdxl:one_score_for_all", "rewards.custom_differentiable": False},
             ["config.rewards.custom", "returned shape ()", "shape (2,)"],
         ),
-        ({"rewards.custom": "tests.tiny_pipeline:unfinished"}, ["RuntimeError: the model is not there"]),
+        ({"rewards.custom": "tests.text_to_image.tiny_sdxl:unfinished"}, ["RuntimeError: the model is not there"]),
         ({"rewards.imagereward": "x.pt"}, ["config.rewards.bert_tokenizer is empty"]),
     ],
 )

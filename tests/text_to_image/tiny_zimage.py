@@ -5,7 +5,7 @@ import transformers as T
 
 from tests.parity.oracle import randomise
 from tests.parity.vocabularies import CHAT_WORDS, chat_tokenizer
-from tests.tiny_pipeline import save_clip, save_clip_tokenizer, save_prompts
+from tests.text_to_image.tiny_sdxl import save_clip, save_clip_tokenizer, save_prompts
 
 HEIGHT, WIDTH = 16, 24
 PROMPTS = ["a red cat on a mat", "mat on " * 14, "red", "a cat", "on a mat a cat on a red mat"]  # of two padded lengths
@@ -54,7 +54,7 @@ def settings(root):
         "weights.base": str(root / "base"), "weights.generator": str(save_turbo(root / "turbo")),
         "data.prompts": str(save_prompts(root / "prompts.jsonl", PROMPTS)), "data.cache": str(root / "cache"),
         "data.max_length": MAX_LENGTH, "data.encoder_dtype": "float32", "data.dtype": "float32", "data.batch_size": 5,
-        "rewards.custom": "tests.tiny_pipeline:redness", "rewards.custom_differentiable": True,
+        "rewards.custom": "tests.text_to_image.tiny_sdxl:redness", "rewards.custom_differentiable": True,
         "image.height": HEIGHT, "image.width": WIDTH, "network.dtype": "float32", "network.frozen_dtype": "float32",
         "network.remat": "none", "network.vae_remat": "none", "lora.rank": 2, "lora.alpha": 4.0,
         "align.steps": 3, "align.batch_size": 2, "align.ta_updates": 1, "align.generator_optimizer.lr": 1e-2,

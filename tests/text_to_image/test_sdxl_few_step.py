@@ -10,8 +10,8 @@ diffusers = pytest.importorskip("diffusers")
 from configs import sdxl  # noqa: E402
 from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
-from tests import text_to_image_runs as runs  # noqa: E402
-from tests import tiny_pipeline as tiny  # noqa: E402
+from tests.text_to_image import runs  # noqa: E402
+from tests.text_to_image import tiny_sdxl as tiny  # noqa: E402
 from tests.parity.oracle import assert_close  # noqa: E402
 
 TIMESTEPS = (999, 749, 499, 249)

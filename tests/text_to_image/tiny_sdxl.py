@@ -99,7 +99,7 @@ def settings(root):
         "weights.base": str(root / "base"), "weights.generator": str(save_generator(root / "generator")),
         "data.prompts": str(save_prompts(root / "prompts.jsonl")), "data.cache": str(root / "cache"),
         "rewards.hps": str(save_clip(root / "hps", 7)), "rewards.pickscore": str(save_clip(root / "pickscore", 8)),
-        "rewards.custom": "tests.tiny_pipeline:redness", "rewards.custom_differentiable": True,
+        "rewards.custom": "tests.text_to_image.tiny_sdxl:redness", "rewards.custom_differentiable": True,
         "rewards.held_out": ("custom",), "rewards.weights.pickscore": 0.5, "data.dtype": "float32",
         "data.batch_size": 5, "image.height": HEIGHT, "image.width": WIDTH, "network.dtype": "float32",
         "network.frozen_dtype": "float32", "network.remat": "none", "network.vae_remat": "none", "rewards.remat": "none",

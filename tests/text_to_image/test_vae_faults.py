@@ -12,8 +12,8 @@ pytest.importorskip("diffusers")
 
 from configs import sdxl
 from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion
-from tests import text_to_image_runs as runs
-from tests import tiny_pipeline as tiny
+from tests.text_to_image import runs
+from tests.text_to_image import tiny_sdxl as tiny
 
 
 @pytest.mark.slow

@@ -1,0 +1,44 @@
+"""What can be done about the memory of a text-to-image step, for plans (`planning.report`)."""
+
+from didr_jax.training.recipe import Advice
+
+# When a plan does not fit, mildest first.
+REMEDIES = (
+    Advice(
+        lambda c, p: {c.network.remat, c.network.vae_remat, c.rewards.remat} != {"blocks"},
+        "{network.remat,network.vae_remat,rewards.remat}=blocks",
+        "recomputes blocks instead of keeping what they compute",
+    ),
+    Advice(
+        lambda c, p: c.network.attention == "xla",
+        "network.attention={attention}",
+        "never holds the matrix of attention weights",
+    ),
+    Advice(lambda c, p: c.network.vae_dtype == "float32", "network.vae_dtype=bfloat16", "halves the decoder's activations"),
+    Advice(
+        lambda c, p: c.align.ta_optimizer.moment_dtype == "float32" and c.network.ta == "full",
+        "align.{ta,generator}_optimizer.moment_dtype=bfloat16",
+        "first moments in half the bytes",
+    ),
+    Advice(lambda c, p: c.network.ta == "full", "network.ta=lora", "trains adapters of the frozen base as TA"),
+    Advice(lambda c, p: c.network.generator == "full", "network.generator=lora", "trains adapters of the generator"),
+    Advice(
+        lambda c, p: "full" in (c.network.ta, c.network.generator) and c.align.ta_optimizer.name == "adamw",
+        "align.{ta,generator}_optimizer.name=adafactor …b1=0",
+        "almost no optimiser state",
+    ),
+    Advice(
+        lambda c, p: "full" in (c.network.ta, c.network.generator) and c.network.param_dtype == "float32",
+        "network.param_dtype=bfloat16",
+        "half the parameters; loses updates smaller than 1/256 of a weight",
+    ),
+)
+
+# When there is room to spare.
+LUXURIES = (
+    Advice(
+        lambda c, p: "blocks" in (c.network.remat, c.rewards.remat),
+        "{network,rewards}.remat=products",
+        "recomputes less",
+    ),
+)

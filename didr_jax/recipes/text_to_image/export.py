@@ -1,0 +1,53 @@
+"""A trained generator for other programs: diffusers' folders, adapters merged, and the adapters alone beside it."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from didr_jax import lora
+from didr_jax.recipes.text_to_image.task import Task
+from didr_jax.training.parallel import to_host
+from didr_jax.training.run import Products, Run
+from didr_jax.training.startup import is_first_process
+from didr_jax.training.workdir import write_json
+from didr_jax.types import PyTree
+from didr_jax.weights.engine import to_torch
+from didr_jax.weights.files import write_safetensors
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' names
+ADAPTER = "pytorch_lora_weights.safetensors"
+SHARD = 10 * 10**9  # bytes of the largest file
+
+
+def export(task: Task, products: Products, run: Run) -> None:
+    """workdir/export/PART/ for diffusers' `from_pretrained`.  Of all files it reads, with full training, only configs."""
+    params = to_host(run.load({"generator": products["align"]["generator"]})["generator"])
+    if is_first_process():
+        write_export(task, params, run.path("export"))
+    run.log.say(f"wrote {run.path('export')}: {task.backbone.few_step}")
+
+
+def write_export(task: Task, params: PyTree, folder: str) -> None:
+    """Writes what was trained of the generator, whole on this host, under `folder`."""
+    backbone, dtype = task.backbone, jnp.dtype(task.config.export.dtype)
+    if task.config.network.generator == "lora":
+        adapter, alpha = jax.device_get(params), task.config.lora.alpha  # small; on the host it meets any base
+        lora.save(os.path.join(folder, ADAPTER), adapter, alpha, backbone.table, prefix=backbone.part, dtype=dtype)
+        # From the file, not from the rounded copy that trained: merging rounds once.
+        params = lora.merge(backbone.generator.cast("float32").load(_host()), adapter, alpha)
+    part = os.path.join(folder, backbone.part)
+    write_safetensors(os.path.join(part, WEIGHTS), to_torch(params, backbone.table, dtype=dtype), max_bytes=SHARD)
+    write_json(os.path.join(part, "config.json"), dict(backbone.config_json))
+    if backbone.scheduler_json is not None:
+        os.makedirs(os.path.join(folder, "scheduler"), exist_ok=True)
+        write_json(os.path.join(folder, "scheduler", "scheduler_config.json"), dict(backbone.scheduler_json))
+
+
+def _host() -> SingleDeviceSharding | None:
+    """The host's memory, which holds a network in float32; None where JAX was told to have no CPU."""
+    try:
+        return SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return None
