@@ -44,7 +44,7 @@ def fit(steps: int, lr: float, batch_size: int = 128) -> ml_collections.ConfigDi
 def game(steps: int, lr: float, batch_size: int = 64) -> ml_collections.ConfigDict:
     """The knobs of a stage that trains a generator against its online (TA) score network."""
     return _section(
-        objective="didr",  # di | dmd2 | didr | dipp | sim | distar | refl (didr_jax.objectives)
+        objective="didr",  # a key of didr_jax.objectives.OBJECTIVES
         steps=steps,  # generator updates
         batch_size=batch_size,  # samples per update of either network, over all devices
         micro_batches=1,  # parts of the batch whose gradients are accumulated one after the other

@@ -4,7 +4,7 @@ Every objective answers one question: in which direction, per sample, should the
 output x0 move?  It returns G `[b, ...]`, the gradient of its loss with respect to x0, to be pulled
 back through the generator by the surrogate ⟨sg(G), x0⟩.  With x_t = α x0 + σ ε and denoisers
 
-    x̂_ψ   TA, the diffused generator's posterior mean,
+    x̂_ψ   TA, the diffused generator's posterior mean: the online network that DMD2 calls the *fake* score,
     x̂_r   reference, after guidance,
     x̂*    = x̂_r + (σ²/α)·DRS, the reward-tilted reference (diffused_reward equation 2),
 
@@ -26,6 +26,7 @@ inputs, never into their parameters, and through w' not at all.
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -202,16 +203,37 @@ def _with_clean_reward(divergence, x0, noise, t, key, nets, settings):
     return gradient - pull, aux | {"tilt": _norm(pull)}
 
 
-Objective = Callable[[Array, Array, Array, PRNGKey, Bound, Settings], tuple[Array, dict]]
+# (x0, noise, t, key, nets, settings) -> (G, aux); `di` says what each is
+Gradient = Callable[[Array, Array, Array, PRNGKey, Bound, Settings], tuple[Array, dict]]
+
+
+class Objective(NamedTuple):
+    """An objective and what it asks of its caller; called, it is its `gradient`.
+
+    Attributes:
+      gradient: `(x0, noise, t, key, nets, settings) -> (G, aux)`, see `di`.
+      needs_reward: without a reward it is another objective, or none: not to be configured without one.
+      differentiates_reward: it takes ∇_{x0} r itself, so that a black box will not do.
+      estimates: it asks `settings.estimator` for the diffused reward score, which may or may not take ∇_{x0} r.
+    """
+
+    gradient: Gradient
+    needs_reward: bool = False
+    differentiates_reward: bool = False
+    estimates: bool = False
+
+    def __call__(self, x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Bound, settings: Settings) -> tuple[Array, dict]:
+        return self.gradient(x0, noise, t, key, nets, settings)
+
 
 OBJECTIVES: dict[str, Objective] = {
-    "di": di,
-    "dmd2": dmd2,
-    "didr": didr,
-    "dipp": dipp,
-    "sim": sim,
-    "distar": distar,
-    "refl": refl,
+    "di": Objective(di),
+    "dmd2": Objective(dmd2),
+    "didr": Objective(didr, needs_reward=True, estimates=True),
+    "dipp": Objective(dipp, needs_reward=True, differentiates_reward=True),
+    "sim": Objective(sim),
+    "distar": Objective(distar, needs_reward=True, differentiates_reward=True),
+    "refl": Objective(refl, needs_reward=True, differentiates_reward=True),
 }
 
 

@@ -184,6 +184,36 @@ def test_dmd2_is_its_papers_gradient():
     np.testing.assert_allclose(jax.grad(surrogate)(x0), jax.grad(half_square)(x0), rtol=1e-4, atol=1e-5)
 
 
+def takes_reward_gradient(name: str) -> bool:
+    """Whether the reward's own derivative is asked for, by a reward that counts such questions."""
+    asked = []
+
+    @jax.custom_vjp
+    def reward(x):
+        return jnp.sum(x, axis=(1, 2, 3))
+
+    def backward(shape, g):
+        asked.append(shape)
+        return (jnp.broadcast_to(g[:, None, None, None], shape),)
+
+    reward.defvjp(lambda x: (reward(x), x.shape), backward)
+    x0, noise, t, weight = random_batch()
+    OBJECTIVES[name](x0, noise, t, KEY, random_nets(weight, reward=reward), Settings(estimator="covariance", num_steps=2))
+    return bool(asked)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_row_says_what_its_objective_does_with_the_reward(name):
+    x0, noise, t, weight = random_batch()
+    gradient = lambda nets, settings: OBJECTIVES[name](x0, noise, t, KEY, nets, settings)[0]
+    reward, other = random_nets(weight), random_nets(weight, reward=lambda x: jnp.sum(x**2, axis=(1, 2, 3)))
+    feels = lambda a, b: bool(jnp.any(a != b))
+    row, drp = OBJECTIVES[name], Settings(estimator="drp")
+    assert row.needs_reward == feels(gradient(reward, drp), gradient(other, drp))
+    assert row.estimates == feels(gradient(reward, drp), gradient(reward, Settings(estimator="shifted")))
+    assert row.differentiates_reward == takes_reward_gradient(name)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_samples_do_not_see_each_other(name):
     """The gradient of a sample is the same alone and in its batch."""
