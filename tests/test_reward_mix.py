@@ -8,7 +8,7 @@ import pytest
 from didr_jax import rewards
 from didr_jax.rewards import RewardMix, RewardModel, finite_gradient, load, load_mix, summarise
 from didr_jax.text.tokens import from_utf8, utf8
-from didr_jax.types import InputError
+from didr_jax.types import InputError, Weights
 
 PROMPTS = ["red", "grün", "", "blue"]
 
@@ -16,7 +16,8 @@ PROMPTS = ["red", "grün", "", "blue"]
 def toy(name, function, **options):
     brightness = lambda images: images.mean(axis=(1, 2, 3))
     score = lambda params, pixels, tokens: function(pixels * params["w"])
-    return RewardModel(name, {"w": jnp.asarray(2.0)}, brightness, score, utf8, **options)
+    weights = Weights({"w": jax.ShapeDtypeStruct((), jnp.float32)}, lambda shapes, shardings: {"w": jnp.asarray(2.0)})
+    return RewardModel(name, weights, brightness, score, utf8, **options)
 
 
 def images():
@@ -25,10 +26,10 @@ def images():
 
 def both(mix, x):
     """(score, gradient of the summed total), jitted."""
-    tokens = mix.tokenize(PROMPTS)
+    tokens, params = mix.tokenize(PROMPTS), mix.params.load()
 
     def total(x):
-        score = mix.apply(mix.params, x, tokens)
+        score = mix.apply(params, x, tokens)
         return score.total.sum(), score
 
     grad, score = jax.jit(jax.grad(total, has_aux=True))(x)
@@ -93,11 +94,11 @@ def test_non_finite_gradient_of_a_finite_score_is_zeroed():
 def test_nan_from_upstream_never_reaches_the_parameters():
     """A decoder whose second sample overflows: its parameters' gradient is that of the other samples alone."""
     mix = RewardMix({"a": toy("a", jnp.square)}, {"a": 1.0})
-    tokens = mix.tokenize(PROMPTS)
+    tokens, params = mix.tokenize(PROMPTS), mix.params.load()
 
     def loss(w, latents, keep):
         x = jnp.exp(finite_gradient(w * latents))
-        return (mix.apply(mix.params, x, tokens).total * keep).sum()
+        return (mix.apply(params, x, tokens).total * keep).sum()
 
     latents = jnp.full((4, 3, 5, 3), 0.1).at[1].set(200.0)
     grad = jax.grad(loss)(1.0, latents, 1.0)

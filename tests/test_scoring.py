@@ -10,12 +10,13 @@ from PIL import Image
 from didr_jax.rewards import RewardModel
 from didr_jax.rewards.scoring import read_image, read_pairs, score_folder
 from didr_jax.text.tokens import utf8
-from didr_jax.types import InputError
+from didr_jax.types import InputError, Weights
 
+NONE = Weights.join({})
 MEAN = lambda images: images.mean(axis=(1, 2))
-RED = RewardModel("red", {}, MEAN, lambda p, x, t: x[:, 0], utf8)
-LENGTH = RewardModel("length", {}, MEAN, lambda p, x, t: jnp.sum(t["utf8"] > 0, axis=1).astype(jnp.float32), utf8)
-BROKEN = RewardModel("broken", {}, MEAN, lambda p, x, t: jnp.log(x.mean(axis=1)), utf8)
+RED = RewardModel("red", NONE, MEAN, lambda p, x, t: x[:, 0], utf8)
+LENGTH = RewardModel("length", NONE, MEAN, lambda p, x, t: jnp.sum(t["utf8"] > 0, axis=1).astype(jnp.float32), utf8)
+BROKEN = RewardModel("broken", NONE, MEAN, lambda p, x, t: jnp.log(x.mean(axis=1)), utf8)
 
 
 @pytest.fixture

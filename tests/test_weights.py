@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from didr_jax.types import InputError
-from didr_jax.weights.engine import to_flax, to_torch
+from didr_jax.weights.engine import to_flax, to_torch, unfilled, weights_of
 from didr_jax.weights.files import read_tensors, write_safetensors
 from didr_jax.weights.rules import Rule, embedding, ignore, layer, norm
 
@@ -109,6 +109,37 @@ def test_everything_wrong_is_in_one_error():
     assert "2 unexpected: nobody.weight, blocks.12.mlp.weight" in message
     assert "2 misshapen" in message and "down.0.conv1.bias [5] for down_0/conv1/bias [4]" in message
     assert "position_ids" not in message and "\n" not in message
+
+
+def test_promised_weights_are_those_that_would_be_read_at_once(tmp_path):
+    """The file is opened when they are loaded, not before: what is in it then is what comes."""
+    path, state = tmp_path / "m.safetensors", torch_state()
+    weights = weights_of(lambda: read_tensors(path), TABLE, flax_shapes())
+    write_safetensors(path, state)
+    weights.check()
+    assert_same(to_torch(weights.load(), TABLE), state)
+    mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    place = NamedSharding(mesh, PartitionSpec())
+    for dtype in (jnp.bfloat16, jnp.float16):
+        rounded = weights.cast(dtype).load(place)
+        assert {leaf.sharding for leaf in jax.tree.leaves(rounded)} == {place}
+        assert_same(to_torch(rounded, TABLE), to_torch(to_flax(state, TABLE, flax_shapes(), dtype=dtype), TABLE))
+
+
+def test_promised_weights_that_cannot_be_read_are_refused_by_name():
+    state = torch_state()
+    del state["blocks.11.mlp.weight"]
+    weights = weights_of(lambda: state | {"nobody.weight": np.zeros(1)}, TABLE, flax_shapes(), where="m.safetensors")
+    for use in (weights.check, weights.load):
+        with pytest.raises(InputError, match="^m.safetensors: .*1 missing: blocks.11.mlp.weight; 1 unexpected: nobody.weight"):
+            use()
+
+
+def test_a_plan_has_shapes_and_cannot_load_them():
+    weights = unfilled(flax_shapes())
+    assert weights.cast(jnp.bfloat16).shapes["pos"].shape == (9, 4)
+    with pytest.raises(LookupError, match="plan"):
+        weights.load()
 
 
 def test_older_names_are_read_and_the_first_is_written():

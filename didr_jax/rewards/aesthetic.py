@@ -12,7 +12,7 @@ from didr_jax.rewards.base import RewardModel
 from didr_jax.rewards.cosine import unit
 from didr_jax.rewards.preprocess import resize_and_crop
 from didr_jax.text.tokens import utf8
-from didr_jax.types import Array, InputError, PyTree
+from didr_jax.types import Array, InputError, PyTree, Weights
 from didr_jax.weights.blip import load_aesthetic_head
 from didr_jax.weights.clip import Configs, load_vision
 
@@ -25,7 +25,6 @@ def load(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     remat: str = "none",
-    shardings: Any = None,
 ) -> RewardModel:
     """A linear head on the unit-length CLIP embedding, about 1 to 10.  It never looks at the prompt.
 
@@ -34,12 +33,11 @@ def load(
     Args:
       weights: `sac+logos+ava1-l14-linearMSE.pth` or its tensors as safetensors.
       clip: OpenAI's ViT-L/14 as a Hugging Face folder, or an open_clip file with its `arch`.
-      arch, dtype, param_dtype, remat, shardings: as in `hps.load`.
+      arch, dtype, param_dtype, remat: as in `hps.load`.
     """
-    vision, tower = load_vision(clip, arch, dtype=param_dtype, shardings=shardings)
+    vision, tower = load_vision(clip, arch, dtype=param_dtype)
     if vision.embed is None:
         raise InputError(f"aesthetic: {clip} has no visual projection; give a whole CLIP, not an image tower")
-    params = {"vision": tower, "head": load_aesthetic_head(weights, vision.embed, shardings=shardings)}
     model = VisionTower(vision, remat=remat, dtype=dtype)
 
     def score(params: PyTree, pixels: Array, tokens: PyTree) -> Array:
@@ -48,7 +46,7 @@ def load(
 
     return RewardModel(
         "aesthetic",
-        params,
+        Weights.join({"vision": tower, "head": load_aesthetic_head(weights, vision.embed)}),
         preprocess=functools.partial(resize_and_crop, size=vision.image_size),
         score=score,
         tokenize=utf8,

@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from didr_jax.types import Array, PyTree
+from didr_jax.types import Array, PyTree, Weights
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel:
-    """A frozen reward r(x0, c): pure functions and the parameters to call them with.
+    """A frozen reward r(x0, c): pure functions and the weights to call them with.
 
     `preprocess(images) -> pixels`: `images [b, h, w, 3]` in [-1, 1], any height and width, to what the network takes.
     `score(params, pixels, tokens) -> [b]`: float32 in the reward's published units, larger is better, each from its
@@ -21,7 +21,7 @@ class RewardModel:
     """
 
     name: str
-    params: PyTree
+    weights: Weights
     preprocess: Callable[[Array], Array]
     score: Callable[[PyTree, Array, PyTree], Array]
     tokenize: Callable[[Sequence[str]], PyTree]

@@ -21,7 +21,6 @@ def load(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     remat: str = "none",
-    shardings: Any = None,
 ) -> RewardModel:
     """100 · cos(image, prompt), not floored at 0: DMD2's convention, with ViT-L/14 or ViT-bigG/14.
 
@@ -31,9 +30,9 @@ def load(
     Args:
       weights: a Hugging Face CLIP folder, or an open_clip file with its `arch`.
       tokenizer: a folder with any CLIP tokenizer; None: the same folder.
-      arch, dtype, param_dtype, remat, shardings: as in `hps.load`.
+      arch, dtype, param_dtype, remat: as in `hps.load`.
     """
-    (vision, text), params = load_clip(weights, arch, dtype=param_dtype, shardings=shardings)
+    (vision, text), params = load_clip(weights, arch, dtype=param_dtype)
     cosine = clip_cosine(vision, text, dtype=dtype, remat=remat)
     return RewardModel(
         "clipscore",

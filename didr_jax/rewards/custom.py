@@ -9,7 +9,7 @@ import numpy as np
 
 from didr_jax.rewards.base import RewardModel
 from didr_jax.text.tokens import from_utf8, utf8
-from didr_jax.types import Array, InputError, PyTree
+from didr_jax.types import Array, InputError, PyTree, Weights
 
 
 def load(
@@ -35,7 +35,7 @@ def load(
         tokenize = getattr(function, "tokenize", utf8)
     else:
         score, tokenize = black_box(function, path), utf8
-    return RewardModel(name, {}, lambda images: images, score, tokenize, differentiable, centre, spread)
+    return RewardModel(name, Weights.join({}), lambda images: images, score, tokenize, differentiable, centre, spread)
 
 
 def try_out(path: str, differentiable: bool, size: tuple[int, int], prompts: Sequence[str]) -> None:

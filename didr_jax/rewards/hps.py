@@ -22,7 +22,6 @@ def load(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     remat: str = "none",
-    shardings: Any = None,
 ) -> RewardModel:
     """100 · cos(image, prompt): the dot product of unit features without logit scale, ×100 as papers print it.
 
@@ -36,9 +35,8 @@ def load(
       dtype: of the computation.  The official code runs under autocast: its numbers carry half-precision rounding.
       param_dtype: of the parameters.
       remat: what the backward pass recomputes of the image tower's blocks (`models.remat`).
-      shardings: where the parameters go, as in `weights.engine.to_flax`.
     """
-    (vision, text), params = load_clip(weights, arch, dtype=param_dtype, shardings=shardings)
+    (vision, text), params = load_clip(weights, arch, dtype=param_dtype)
     cosine = clip_cosine(vision, text, dtype=dtype, remat=remat)
     return RewardModel(
         "hps",

@@ -29,7 +29,6 @@ def load(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     remat: str = "none",
-    shardings: Any = None,
 ) -> RewardModel:
     """(raw - 0.16717)/1.03334: zero mean and unit variance on the authors' images.
 
@@ -39,9 +38,8 @@ def load(
       weights: `ImageReward.pt` (`THUDM/ImageReward`) or its tensors as safetensors.
       tokenizer: the `bert-base-uncased` folder.
       vision, text: the towers, where they are not the published ones.
-      dtype, param_dtype, remat, shardings: as in `hps.load`.
+      dtype, param_dtype, remat: as in `hps.load`.
     """
-    params = load_imagereward(weights, vision, text, dtype=param_dtype, shardings=shardings)
     model = ImageReward(vision, text, remat=remat, dtype=dtype)
 
     def score(params: PyTree, pixels: Array, tokens: PyTree) -> Array:
@@ -49,7 +47,7 @@ def load(
 
     return RewardModel(
         "imagereward",
-        params,
+        load_imagereward(weights, vision, text, dtype=param_dtype),
         preprocess=functools.partial(resize_and_crop, size=vision.image_size),
         score=score,
         tokenize=bert_tokenizer(tokenizer, MAX_TOKENS),

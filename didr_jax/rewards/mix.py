@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from didr_jax.rewards.base import RewardModel
-from didr_jax.types import Array, InputError, PyTree
+from didr_jax.types import Array, InputError, PyTree, Weights
 
 
 class MixScore(NamedTuple):
@@ -37,8 +37,9 @@ class RewardMix:
             raise InputError(f"rewards: weight 0 for {', '.join(idle)}; hold it out instead")
 
     @property
-    def params(self) -> PyTree:
-        return {name: model.params for name, model in self.models.items()}
+    def params(self) -> Weights:
+        """`{name: parameters}` of all rewards, for `apply` once they are loaded."""
+        return Weights.join({name: model.weights for name, model in self.models.items()})
 
     @property
     def black_boxes(self) -> list[str]:

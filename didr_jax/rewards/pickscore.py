@@ -22,7 +22,6 @@ def load(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     remat: str = "none",
-    shardings: Any = None,
 ) -> RewardModel:
     """exp(logit_scale) · cos(image, prompt), about 22 for a fair image.
 
@@ -31,9 +30,9 @@ def load(
     Args:
       weights: the `yuvalkirstain/PickScore_v1` folder (ViT-H/14).
       tokenizer: a folder with any CLIP tokenizer; None: the same folder.
-      arch, dtype, param_dtype, remat, shardings: as in `hps.load`.
+      arch, dtype, param_dtype, remat: as in `hps.load`.
     """
-    (vision, text), params = load_clip(weights, arch, dtype=param_dtype, shardings=shardings)
+    (vision, text), params = load_clip(weights, arch, dtype=param_dtype)
     cosine = clip_cosine(vision, text, dtype=dtype, remat=remat)
 
     def score(params: PyTree, pixels: Array, tokens: PyTree) -> Array:

@@ -78,7 +78,7 @@ def score_folder(
 ) -> list[dict[str, str | float]]:
     """Scores every image against its prompt by all rewards, in their published units, and prints the means.
 
-    Images of any sizes: those of one size are scored together; only the resize is compiled anew for another size.
+    The rewards' weights are loaded here, once, and let go of.  Images of any sizes: those of one size are scored together; only the resize is compiled anew for another size.
 
     Args:
       images: the folder.
@@ -91,7 +91,7 @@ def score_folder(
       One dict a row of the prompt file, in its order: `image`, `prompt` and a score for each reward's name.
 
     Raises:
-      InputError: unreadable prompts or images (all absent files are named at once), no rewards.
+      InputError: unreadable prompts or images (all absent files are named at once), no rewards, weights that do not fit.
     """
     if not rewards or len({r.name for r in rewards}) < len(rewards):
         raise InputError("score: give one or more rewards with different names")
@@ -99,6 +99,9 @@ def score_folder(
     absent = sorted({name for name, _ in pairs if not (Path(images) / name).is_file()})
     if absent:
         raise InputError(f"score: {len(absent)} images are not in {images}: {', '.join(absent)}")
+    for r in rewards:
+        r.weights.check()
+    params = {r.name: r.weights.load() for r in rewards}
     programs = {r.name: (jax.jit(r.score), jax.jit(r.preprocess)) for r in rewards}
     rows: list[dict] = [{"image": name, "prompt": prompt} for name, prompt in pairs]
     for indices in _batches(Path(images), pairs, batch_size):
@@ -107,7 +110,7 @@ def score_folder(
         text = [pairs[i][1] for i in filled]
         for r in rewards:
             score, preprocess = programs[r.name]
-            for i, value in zip(indices, np.asarray(score(r.params, preprocess(x), r.tokenize(text)))):
+            for i, value in zip(indices, np.asarray(score(params[r.name], preprocess(x), r.tokenize(text)))):
                 rows[i][r.name] = float(value)
     if out is not None:
         _write(Path(out), rows)

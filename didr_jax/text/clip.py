@@ -29,6 +29,11 @@ def parts(xl: bool) -> list[str]:
     return [name for pair in ENCODERS[xl] for name in pair]
 
 
+def _loaded(folder: Path):
+    config, weights = load_text(folder)
+    return config, weights.load()
+
+
 def clip_encoder(folder: str | os.PathLike, xl: bool, dtype=jnp.float32) -> Callable[[Sequence[str]], Arrays]:
     """Loads the encoders: b prompts -> `{"prompt": [b, 77, d]}`, and `{"pooled": [b, p]}` for SDXL.
 
@@ -40,7 +45,7 @@ def clip_encoder(folder: str | os.PathLike, xl: bool, dtype=jnp.float32) -> Call
     Raises:
       InputError: encoders or tokenizers that cannot be read.
     """
-    loaded = [(clip_tokenizer(Path(folder) / t), *load_text(Path(folder) / e)) for t, e in ENCODERS[xl]]
+    loaded = [(clip_tokenizer(Path(folder) / t), *_loaded(Path(folder) / e)) for t, e in ENCODERS[xl]]
     towers = [TextTower(config, dtype=dtype) for _, config, _ in loaded]
 
     @jax.jit

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from didr_jax.models.blip import VIT_L_16, BertConfig, ImageReward, LinearHead
 from didr_jax.models.clip import VisionConfig
-from didr_jax.types import PyTree
+from didr_jax.types import PyTree, Weights
 from didr_jax.weights.clip import LAYER, fused
-from didr_jax.weights.engine import to_flax
+from didr_jax.weights.engine import unfilled, weights_of
 from didr_jax.weights.files import read_tensors
 from didr_jax.weights.rules import Rule, embedding, ignore, layer, norm
 
@@ -84,18 +84,19 @@ def load_imagereward(
     text: BertConfig = BertConfig(),
     *,
     dtype: Any = jnp.float32,
-    shardings: Any = None,
-) -> PyTree:
+) -> Weights:
     """`ImageReward.pt` or its tensors as safetensors -> parameters of `models.blip.ImageReward`.
 
-    `dtype`: of the towers' parameters, the head's stay float32; `shardings`: as in `engine.to_flax`.  `path` None:
-    shapes, for plans.
+    `dtype`: of the towers' parameters, the head's stay float32.  `path` None, for plans: shapes.
     """
-    shapes = imagereward_shapes(vision, text, dtype)
-    return shapes if path is None else to_flax(read_tensors(path), IMAGEREWARD, shapes, shardings=shardings)
+    return _weights(path, IMAGEREWARD, imagereward_shapes(vision, text, dtype))
 
 
-def load_aesthetic_head(path: str | os.PathLike | None, embed: int = 768, *, shardings: Any = None) -> PyTree:
+def load_aesthetic_head(path: str | os.PathLike | None, embed: int = 768) -> Weights:
     """`sac+logos+ava1-l14-linearMSE.pth` or its tensors as safetensors -> parameters of `models.blip.LinearHead`."""
     shapes = jax.eval_shape(LinearHead().init, jax.random.key(0), jnp.zeros((1, embed)))["params"]
-    return shapes if path is None else to_flax(read_tensors(path), AESTHETIC, shapes, shardings=shardings)
+    return _weights(path, AESTHETIC, shapes)
+
+
+def _weights(path: str | os.PathLike | None, table: list[Rule], shapes: PyTree) -> Weights:
+    return unfilled(shapes) if path is None else weights_of(lambda: read_tensors(path), table, shapes, where=str(path))

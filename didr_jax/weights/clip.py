@@ -1,6 +1,11 @@
-"""CLIP checkpoints: Hugging Face folders (CLIP, PickScore, SD text encoders) and open_clip files (HPSv2.1)."""
+"""CLIP checkpoints: Hugging Face folders (CLIP, PickScore, SD text encoders) and open_clip files (HPSv2.1).
 
+The loaders read `config.json` and names of tensors; the tensors are read where their `Weights` are loaded.
+"""
+
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from didr_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower, architecture
-from didr_jax.types import InputError, PyTree
-from didr_jax.weights.engine import to_flax
-from didr_jax.weights.files import read_tensors
+from didr_jax.types import InputError, PyTree, Weights
+from didr_jax.weights.engine import unfilled, weights_of
+from didr_jax.weights.files import Tensors, read_tensors
 from didr_jax.weights.rules import Rule, embedding, ignore, layer, norm
 
 Configs = tuple[VisionConfig, TextConfig]
@@ -160,58 +165,67 @@ def clip_shapes(vision: VisionConfig, text: TextConfig, param_dtype: Any = jnp.f
     }
 
 
-def load_text(folder: str | os.PathLike, *, dtype: Any = jnp.float32, shardings: Any = None) -> tuple[TextConfig, PyTree]:
-    """A pipeline's `text_encoder` or `text_encoder_2` folder -> (config, parameters of a `TextTower`).
+def load_text(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[TextConfig, Weights]:
+    """A pipeline's `text_encoder` or `text_encoder_2` folder -> (config, parameters of a `TextTower` in `dtype`).
 
-    The tower projects if the file has a projection.  `dtype`: of the parameters; `shardings`: as in `engine.to_flax`.
+    The tower projects if the file has a projection.
     """
     from transformers import CLIPTextConfig
 
-    tensors = read_tensors(folder)
+    open_tensors = functools.partial(read_tensors, folder)
+    projected = "text_projection.weight" in open_tensors()
     config = _hf_config(CLIPTextConfig, folder)
-    config = hf_text_config(config, config.projection_dim if "text_projection.weight" in tensors else None)
-    return config, to_flax(tensors, TEXT, text_shapes(config, dtype), shardings=shardings)
+    config = hf_text_config(config, config.projection_dim if projected else None)
+    return config, weights_of(open_tensors, TEXT, text_shapes(config, dtype), where=str(folder))
 
 
 def load_clip(
-    path: str | os.PathLike | None, arch: str | Configs | None = None, *, dtype: Any = jnp.float32, shardings: Any = None
-) -> tuple[Configs, PyTree]:
-    """A whole CLIP -> ((image, text) configuration, {"vision", "text", "logit_scale"}).
+    path: str | os.PathLike | None, arch: str | Configs | None = None, *, dtype: Any = jnp.float32
+) -> tuple[Configs, Weights]:
+    """A whole CLIP -> ((image, text) configuration, {"vision", "text", "logit_scale"} in `dtype`).
 
     `path`: a Hugging Face folder, or an open_clip file or folder; the names in the file tell which.  `arch`: the
     architecture of an open_clip file, by name or as configurations; a Hugging Face folder says it itself.  The logit
-    scale stays float32 whatever `dtype`: rounded to bfloat16, it would shift PickScore by 1 %.  `path` None: nothing
-    is read, and the parameters of `arch` are shapes, for plans.
+    scale stays float32 whatever `dtype`: rounded to bfloat16, it would shift PickScore by 1 %.  `path` None, for plans:
+    the shapes of `arch`.
     """
-    if path is None:
-        return architecture(arch), clip_shapes(*architecture(arch), dtype)
-    tensors, configs, table = _open(path, arch, HF, OPEN_CLIP)
-    return configs, to_flax(tensors, table, clip_shapes(*configs, dtype), shardings=shardings)
+    configs, weights = _told_apart(path, arch, HF, OPEN_CLIP)
+    return configs, weights(clip_shapes(*configs, dtype))
 
 
 def load_vision(
-    path: str | os.PathLike | None, arch: str | Configs | None = None, *, dtype: Any = jnp.float32, shardings: Any = None
-) -> tuple[VisionConfig, PyTree]:
+    path: str | os.PathLike | None, arch: str | Configs | None = None, *, dtype: Any = jnp.float32
+) -> tuple[VisionConfig, Weights]:
     """As `load_clip`, the image tower alone."""
+    configs, weights = _told_apart(path, arch, HF_VISION, OPEN_CLIP_VISION)
+    return configs[0], weights(vision_shapes(configs[0], dtype))
+
+
+def _told_apart(path, arch, hf: list[Rule], open_clip: list[Rule]) -> tuple[Configs, Callable[[PyTree], Weights]]:
+    """The configurations of the CLIP at `path`, and what makes weights of shapes."""
+    given = architecture(arch) if isinstance(arch, str) else arch
     if path is None:
-        return architecture(arch)[0], vision_shapes(architecture(arch)[0], dtype)
-    tensors, configs, table = _open(path, arch, HF_VISION, OPEN_CLIP_VISION)
-    return configs[0], to_flax(tensors, table, vision_shapes(configs[0], dtype), shardings=shardings)
+        if given is None:
+            raise LookupError("a CLIP without a file needs its architecture")
+        return given, unfilled
 
+    def open_tensors() -> Tensors:
+        return {name.removeprefix("module."): tensor for name, tensor in read_tensors(path).items()}
 
-def _open(path, arch, hf: list[Rule], open_clip: list[Rule]):
-    tensors = {name.removeprefix("module."): t for name, t in read_tensors(path).items()}
-    if "visual.conv1.weight" in tensors:
-        if arch is None:
+    if "visual.conv1.weight" in open_tensors():
+        if given is None:
             raise InputError(f"{path} has open_clip names, which do not say the architecture; give arch")
-        return tensors, architecture(arch) if isinstance(arch, str) else arch, open_clip
-    if arch is not None and not isinstance(arch, str):
-        return tensors, arch, hf
+        return given, lambda shapes: weights_of(open_tensors, open_clip, shapes, where=str(path))
+    configs = _hf_configs(path) if arch is None or isinstance(arch, str) else arch
+    return configs, lambda shapes: weights_of(open_tensors, hf, shapes, where=str(path))
+
+
+def _hf_configs(path: str | os.PathLike) -> Configs:
     from transformers import CLIPConfig
 
     config = _hf_config(CLIPConfig, path if Path(path).is_dir() else Path(path).parent)
     width = config.projection_dim
-    return tensors, (hf_vision_config(config.vision_config, width), hf_text_config(config.text_config, width)), hf
+    return hf_vision_config(config.vision_config, width), hf_text_config(config.text_config, width)
 
 
 def _hf_config(kind: type, folder: str | os.PathLike) -> Any:

@@ -1,7 +1,7 @@
 """The engine that reads tables of weight names (`rules`) in both directions, tensor by tensor.
 
-`to_flax` places the tensors of a file as Flax parameters, on their devices; `to_torch` names parameters as a torch
-state dict again.  All tensors that do not fit are told in one error.
+`to_flax` places the tensors of a file as Flax parameters, on their devices; `weights_of` promises to, later; `to_torch`
+names parameters as a torch state dict again.  All tensors that do not fit are told in one error.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from didr_jax.types import InputError, PyTree
+from didr_jax.types import InputError, PyTree, Weights
 from didr_jax.weights.files import Tensors
 from didr_jax.weights.rules import LAYOUTS, Rule
 
@@ -59,6 +59,39 @@ def to_flax(
 def check_fit(tensors: Tensors, table: Sequence[Rule], shapes: PyTree) -> None:
     """Raises the InputError that `to_flax` would, reading names and shapes only."""
     _matched(tensors, table, shapes)
+
+
+def weights_of(open_tensors: Callable[[], Tensors], table: Sequence[Rule], shapes: PyTree, *, where: str = "") -> Weights:
+    """Parameters in a file that is opened only to be checked or loaded, and closed again.
+
+    Args:
+      open_tensors: opens the file, as `read_tensors` does.
+      table: the model's rules.
+      shapes: nested dict of `ShapeDtypeStruct`; their dtypes are those of the parameters.
+      where: begins the error of tensors that do not fit, e.g. the file's path.
+    """
+
+    def told(function, *args, **options):
+        tensors = open_tensors()
+        try:
+            return function(tensors, table, *args, **options)
+        except InputError as error:
+            raise InputError(f"{where}: {error}" if where else str(error)) from None
+
+    return Weights(
+        shapes,
+        fill=lambda shapes, shardings: told(to_flax, shapes, shardings=shardings),
+        check=lambda: told(check_fit, shapes),
+    )
+
+
+def unfilled(shapes: PyTree) -> Weights:
+    """Parameters of a published architecture for a plan, which reads nothing and loads nothing."""
+
+    def fill(shapes, shardings):
+        raise LookupError("these parameters are shapes without a file: a plan cannot be run")
+
+    return Weights(shapes, fill)
 
 
 def _matched(tensors: Tensors, table: Sequence[Rule], shapes: PyTree) -> tuple[dict, Any, dict]:

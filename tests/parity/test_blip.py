@@ -80,7 +80,7 @@ def reward(tmp_path_factory):
     path = tmp_path_factory.mktemp("imagereward") / "ImageReward.pt"
     names, unread = imagereward_names(blip, head)
     torch.save({**names, **unread}, path)
-    return blip, head, weights.load_imagereward(path, VISION, TEXT)
+    return blip, head, weights.load_imagereward(path, VISION, TEXT).load()
 
 
 def test_towers(reward):
@@ -138,7 +138,7 @@ def test_round_trip_is_exact(reward, tmp_path):
         np.testing.assert_array_equal(np.asarray(tensors[name]), w.numpy(), err_msg=name)
     write_safetensors(tmp_path / "ImageReward.safetensors", tensors)
     again = weights.load_imagereward(tmp_path / "ImageReward.safetensors", VISION, TEXT)
-    jax.tree.map(np.testing.assert_array_equal, again, params)
+    jax.tree.map(np.testing.assert_array_equal, again.load(), params)
 
 
 def test_full_architecture_has_the_published_names_and_shapes():
@@ -152,4 +152,4 @@ def test_full_architecture_has_the_published_names_and_shapes():
 def test_wrong_checkpoint_is_refused(tmp_path):
     torch.save({"mlp.layers.0.weight": torch.zeros(1024, 768), "blip.other": torch.zeros(1)}, tmp_path / "x.pt")
     with pytest.raises(InputError, match="missing.*unexpected: blip.other.*misshapen: mlp.layers.0.weight"):
-        weights.load_imagereward(tmp_path / "x.pt", VISION, TEXT)
+        weights.load_imagereward(tmp_path / "x.pt", VISION, TEXT).check()

@@ -43,7 +43,8 @@ def clip(request, tmp_path_factory):
     model = randomise(T.CLIPModel(torch_config(request.param)))
     folder = tmp_path_factory.mktemp("clip")
     model.save_pretrained(folder)
-    return model, folder, *weights.load_clip(folder)
+    configs, promised = weights.load_clip(folder)
+    return model, folder, configs, promised.load()
 
 
 def pixels():
@@ -101,7 +102,8 @@ def test_vision_tower_refuses_another_size(clip):
 def test_legacy_eos_pools_at_the_largest_id(tmp_path):
     model = randomise(T.CLIPModel(torch_config(eos=2)))
     model.save_pretrained(tmp_path)
-    (_, config), params = weights.load_clip(tmp_path)
+    (_, config), promised = weights.load_clip(tmp_path)
+    params = promised.load()
     assert config.eos is None
     with torch.no_grad():
         want = model.text_model(torch.from_numpy(prompts()).long()).pooler_output
@@ -116,8 +118,8 @@ def test_pipeline_text_encoders(kind, tmp_path):
     old = {f"{prefix}embeddings.position_ids": np.arange(20)[None]}  # as checkpoints before transformers 4.31 have
     tensors = {name: np.array(w) for name, w in read_tensors(tmp_path).items()}
     write_safetensors(tmp_path / "model.safetensors", {**tensors, **old})
-    config, params = weights.load_text(tmp_path)
-    got = TextTower(config).apply({"params": params}, prompts())
+    config, promised = weights.load_text(tmp_path)
+    got = TextTower(config).apply({"params": promised.load()}, prompts())
     with torch.no_grad():
         want = model(torch.from_numpy(prompts()).long(), output_hidden_states=True)
     assert_close(got.penultimate, want.hidden_states[-2])
@@ -159,25 +161,46 @@ def test_open_clip_file(clip, tmp_path, wrap):
     state = {k: w.detach().clone() for k, w in open_clip_names(model.state_dict()).items()}
     torch.save(wrap(state), tmp_path / "HPS.pt")
     _, got = weights.load_clip(tmp_path / "HPS.pt", configs)
-    jax.tree.map(np.testing.assert_array_equal, got, params)
+    jax.tree.map(np.testing.assert_array_equal, got.load(), params)
     vision, tower = weights.load_vision(tmp_path / "HPS.pt", configs)
     assert vision == configs[0]
-    jax.tree.map(np.testing.assert_array_equal, tower, params["vision"])
+    jax.tree.map(np.testing.assert_array_equal, tower.load(), params["vision"])
 
 
 def test_round_trip_is_exact(clip, tmp_path):
     _, folder, configs, params = clip
-    jax.tree.map(np.testing.assert_array_equal, weights.load_vision(folder)[1], params["vision"])
+    jax.tree.map(np.testing.assert_array_equal, weights.load_vision(folder)[1].load(), params["vision"])
     for table in (weights.HF, weights.OPEN_CLIP):
         write_safetensors(tmp_path / "model.safetensors", to_torch(params, table))
         _, again = weights.load_clip(tmp_path / "model.safetensors", configs)
-        jax.tree.map(np.testing.assert_array_equal, again, params)
+        jax.tree.map(np.testing.assert_array_equal, again.load(), params)
     original = read_tensors(folder)
     write_safetensors(tmp_path / "model.safetensors", to_torch(params, weights.HF))
     again = read_tensors(tmp_path)
     assert set(again) == set(original)
     for name, w in original.items():
         np.testing.assert_array_equal(again[name], w, err_msg=name)
+
+
+def test_what_is_not_asked_for_is_not_read(clip, tmp_path):
+    """Configurations come with the promise; the tensors, and whether they fit, from the file that is there later."""
+    _, _, configs, params = clip
+    write_safetensors(path := tmp_path / "model.safetensors", to_torch(params, weights.HF))
+    _, promised = weights.load_clip(path, configs)
+    doubled = {name: 2 * np.asarray(w) for name, w in to_torch(params, weights.HF).items()}
+    write_safetensors(path, doubled)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), promised.load(), params)
+    write_safetensors(path, {"logit_scale": np.zeros(2, np.float32)})
+    with pytest.raises(InputError, match=f"^{path}: .* missing.*1 misshapen: logit_scale"):
+        promised.check()
+
+
+def test_a_plan_knows_the_shapes_of_published_towers():
+    for load in (weights.load_clip, weights.load_vision):
+        _, promised = load(None, "ViT-L-14-quickgelu", dtype=jnp.bfloat16)
+        assert jnp.dtype(jnp.bfloat16) in {leaf.dtype for leaf in jax.tree.leaves(promised.shapes)}
+        with pytest.raises(LookupError):
+            promised.load()
 
 
 def meta_clip(name):
