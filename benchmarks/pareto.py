@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 
+import jax
 import matplotlib.pyplot as plt
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -17,8 +18,10 @@ from ml_collections import config_flags
 from didr_jax import recipes
 from didr_jax.training.loop import train
 from didr_jax.training.metrics import RunLog
+from didr_jax.training.parallel import make_mesh
+from didr_jax.training.run import Run
 from didr_jax.training.validate import validate
-from didr_jax.training.workdir import claim_workdir
+from didr_jax.training.workdir import claim_workdir, make_workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/pareto", "Where everything goes.")
@@ -48,9 +51,15 @@ def run_variant(config, base: str, workdir: str, log: RunLog) -> dict[str, float
         target = os.path.join(workdir, "checkpoints", stage)
         if not os.path.exists(target):
             shutil.copytree(os.path.join(base, "checkpoints", stage), target)
-    claim_workdir(config, workdir)
-    recipe = recipes.build(config)
-    return recipe.figures(train(recipe, config, workdir, log))
+    run, recipe = begin(config, workdir, log), recipes.build(config)
+    products = train(recipe, run)
+    with jax.set_mesh(run.mesh):
+        return recipe.figures(products, run)
+
+
+def begin(config, workdir: str, log: RunLog) -> Run:
+    claim_workdir(config, workdir, recipes.build(config).free)
+    return Run(config, workdir, make_mesh(config.mesh), log)
 
 
 def write(workdir: str, rows: list[dict]) -> None:
@@ -88,12 +97,12 @@ def main(_argv) -> None:
         config.eval.target_beta = config.eval.target_beta or config.align.beta
     validate(config)
     base = os.path.join(workdir, "base")
-    claim_workdir(config, base)
+    make_workdir(base)
     log = RunLog(base)
     early = config.copy_and_resolve_references()
     with early.unlocked():
         early.stages = config.stages[:-1]
-    train(recipes.build(early), early, base, log)
+    train(recipes.build(early), begin(early, base, log))
     rows = []
     for label, changes in variants(_SWEEP.value):
         variant = config.copy_and_resolve_references()

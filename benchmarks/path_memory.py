@@ -35,21 +35,21 @@ def gradient_of_reward(config, num_steps: int):
     import jax.numpy as jnp
 
     from didr_jax.diffusion import to_x0
-    from didr_jax.recipes.text_to_image.backbone import cast
-    from didr_jax.recipes.text_to_image.rewards import outline_mix
-    from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion
+    from didr_jax.recipes.text_to_image.recipe import TextToImage
+    from didr_jax.recipes.text_to_image.stable_diffusion import StableDiffusion
     from didr_jax.sampling import denoise
 
-    backbone, mix = stable_diffusion(config), outline_mix("didr", config.rewards)
+    task = TextToImage(config, StableDiffusion).planned().task
+    backbone, mix = task.backbone, task.mix
     schedule = backbone.schedule
 
     def reward(x_t, t, params, text, tokens):
         denoiser = lambda x, t: to_x0(backbone.prediction, backbone.network(params["unet"], x, t, text), x, t, schedule)
         x0 = denoise(denoiser, schedule, x_t, t, num_steps=num_steps, remat=config.network.remat != "none")
-        image = backbone.decode(params["vae"], x0)
+        image = backbone.image.decode(params["vae"], x0)
         return mix.apply(params["rewards"], image, tokens).total.sum()
 
-    params = {"unet": cast(backbone.shapes, "bfloat16"), "vae": backbone.vae_shapes, "rewards": mix.params}
+    params = {"unet": backbone.base.cast("bfloat16").shapes, "vae": backbone.image.weights.shapes, "rewards": mix.params.shapes}
     x_t = jax.ShapeDtypeStruct((1, *backbone.event_shape), jnp.float32)
     return jax.grad(reward), (x_t, jax.ShapeDtypeStruct((1,), jnp.float32), params, backbone.text_shapes, mix.tokenize([""]))
 
@@ -60,7 +60,7 @@ def main(argv):
 
     from benchmarks import tiny_sdxl
     from configs import sdxl
-    from didr_jax.planning.plan import _refusal
+    from didr_jax.planning.plan import refusal
     from didr_jax.planning.targets import target
     from didr_jax.training.chips import GIB
     from didr_jax.training.parallel import with_places
@@ -85,7 +85,7 @@ def main(argv):
             memory = compiled.memory_analysis()
             used = f"{memory.temp_size_in_bytes / GIB:.2f}"
         except jax.errors.JaxRuntimeError as error:
-            refused, wanted = _refusal(str(error))
+            refused, wanted = refusal(str(error))
             if not refused:
                 raise
             used = f"refused ({wanted / GIB:.1f} with parameters)" if wanted else "refused"

@@ -27,7 +27,7 @@ UTILISATION = flags.DEFINE_float("utilisation", 0.4, "of the peak")
 
 def main(argv):
     from didr_jax import recipes
-    from didr_jax.planning.plan import make_plan
+    from didr_jax.planning.plan import main_stage, make_plan
     from didr_jax.planning.targets import target
     from didr_jax.training.chips import GIB
 
@@ -37,7 +37,7 @@ def main(argv):
         config.network.generator = config.network.ta = train
         config.align.batch_size = BATCH.value
         config.compile.only_shapes, config.mesh.data, config.mesh.fsdp = True, 1, -1
-        stage, operations = recipes.build(config).outline(), None
+        stage, operations = main_stage(recipes.build(config).planned(), config), None
         for name in MACHINES.value:
             machine = target(name)
             config.align.micro_batches = config.align.batch_size // machine.size

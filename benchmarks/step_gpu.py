@@ -62,6 +62,7 @@ def jax_side() -> dict:
     import jax.numpy as jnp
 
     from didr_jax import recipes
+    from didr_jax.planning.plan import main_stage
     from didr_jax.training import flops, startup
     from didr_jax.training.parallel import make_mesh, shardings
 
@@ -71,7 +72,7 @@ def jax_side() -> dict:
     on_gpu = jax.default_backend() == "gpu"
     config.network.attention = ATTENTION.value or ("cudnn" if on_gpu else "xla")
     config.mesh.data, config.mesh.fsdp = 1, 1
-    stage = recipes.build(config).outline()
+    stage = main_stage(recipes.build(config).planned(), config)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
 
     def random(path, shapes):
@@ -87,10 +88,10 @@ def jax_side() -> dict:
         return jax.jit(lambda: tree.unflatten([make(i, a) for i, a in enumerate(leaves)]))()
 
     with jax.set_mesh(mesh):
-        shapes = stage.shapes()
+        shapes = stage.shapes
         state = type(shapes)(**{name: random(name, tree) for name, tree in vars(shapes).items()})
-        frozen = {name: random(name, tree) for name, tree in stage.frozen.items()}
-        batch = jax.tree.map(jnp.asarray, stage.batch(0))
+        frozen = {name: random(name, weights.shapes) for name, weights in stage.frozen.items()}
+        batch = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), stage.batch_shapes)
         begin = time.perf_counter()
         step = stage.compiled(shardings(shapes, config, mesh), mesh).trace(state, frozen, batch)
         done = flops.count_jaxpr(step.jaxpr.jaxpr)
@@ -104,7 +105,7 @@ def jax_side() -> dict:
             laps.append(time.perf_counter() - begin)
 
     config.network.remat = config.network.vae_remat = config.rewards.remat = "none"
-    useful = flops.count(recipes.build(config).outline().step, *abstract((state, frozen, batch)))
+    useful = flops.count(main_stage(recipes.build(config).planned(), config).step, *abstract((state, frozen, batch)))
     n = 512 if TINY.value else 8192
     a = jnp.ones((n, n), jnp.bfloat16)
     product = jax.jit(lambda a, b: a @ b)

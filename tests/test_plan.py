@@ -16,9 +16,12 @@ from configs import sd15, sdxl, zimage
 from didr_jax import recipes
 from didr_jax.models.published import PIPELINES
 from didr_jax.planning import plan, targets
-from didr_jax.planning.report import remedies, report
-from didr_jax.recipes.text_to_image.rewards import outline_mix
-from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion
+from didr_jax.planning.plan import main_stage
+from didr_jax.planning.report import FIRST, LAST, advice
+from didr_jax.planning.report import report as whole_report
+from didr_jax.recipes.text_to_image.advice import REMEDIES
+from didr_jax.recipes.text_to_image.recipe import TextToImage
+from didr_jax.recipes.text_to_image.stable_diffusion import StableDiffusion
 from didr_jax.training import chips
 from didr_jax.training.flops import count
 from didr_jax.training.validate import validate
@@ -61,10 +64,10 @@ def tiny_pipeline(monkeypatch):
     monkeypatch.syspath_prepend(os.path.join(REPO, "tests"))
 
 
-def outline(config):
-    recipe = recipes.build(config)
+def planned(config):
+    recipe = recipes.build(config).planned()
     recipe.check("compile")
-    return recipe.outline()
+    return main_stage(recipe, config)
 
 
 def size(tree):
@@ -72,23 +75,24 @@ def size(tree):
 
 
 def test_the_published_architectures_have_the_published_numbers_of_parameters():
-    stage = outline(sdxl.get_config())
-    assert size(stage.frozen["base"]) == size(stage.shapes().ta) == 2_567_463_684
-    assert size(stage.frozen["vae"]) == 83_653_863
-    assert size(stage.frozen["rewards"]["hps"]) == 986_109_441
-    batch = jax.eval_shape(lambda: stage.batch(0))
+    stage = planned(sdxl.get_config())
+    assert size(stage.frozen["base"].shapes) == size(stage.shapes.ta) == 2_567_463_684
+    assert size(stage.frozen["vae"].shapes) == 83_653_863
+    assert size(stage.frozen["rewards"].shapes["hps"]) == 986_109_441
+    batch = stage.batch_shapes
     assert batch["text"]["prompt"].shape == (6, 128, 77, 2048) and batch["text"]["pooled"].shape == (6, 128, 1280)
-    stage = outline(sd15.get_config())
-    assert size(stage.frozen["base"]) == 859_520_964 and size(stage.frozen["vae"]) == 83_653_863
-    stage = outline(zimage.get_config())
-    assert size(stage.frozen["base"]) == 6_154_908_736  # published as 6.155 B
+    stage = planned(sd15.get_config())
+    assert size(stage.frozen["base"].shapes) == 859_520_964 and size(stage.frozen["vae"].shapes) == 83_653_863
+    stage = planned(zimage.get_config())
+    assert size(stage.frozen["base"].shapes) == 6_154_908_736  # published as 6.155 B
 
 
 def test_all_rewards_have_shapes():
-    section = sdxl.get_config().rewards
+    config = sdxl.get_config()
+    section = config.rewards
     for name in ("hps", "pickscore", "imagereward", "clipscore", "aesthetic"):
         section[name] = "anywhere"
-    params = outline_mix("didr", section).params
+    params = TextToImage(config, StableDiffusion).planned().task.mix.params.shapes
     # ViT-H/14 twice, BLIP ViT-L with BERT and a head, ViT-L/14 whole, its image tower with a head
     assert {name: round(size(tree) / 1e6) for name, tree in params.items()} == {
         "hps": 986, "pickscore": 986, "imagereward": 446, "clipscore": 428, "aesthetic": 305,
@@ -97,10 +101,10 @@ def test_all_rewards_have_shapes():
 
 def test_full_size_networks_cost_what_is_known():
     """6.76 TFLOP an evaluation of SDXL's UNet, 10.5 a decoding, at 1024²."""
-    backbone = stable_diffusion(sdxl.get_config())
+    backbone = StableDiffusion(sdxl.get_config())
     x, t = jax.ShapeDtypeStruct((1, 128, 128, 4), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
     assert count(backbone.network, backbone.shapes, x, t, backbone.text_shapes) == pytest.approx(6.761e12, rel=1e-3)
-    assert count(backbone.decode, backbone.vae_shapes, x) == pytest.approx(10.47e12, rel=1e-3)
+    assert count(backbone.image.decode, backbone.image.weights.shapes, x) == pytest.approx(10.47e12, rel=1e-3)
 
 
 PROGRAM = """
@@ -109,23 +113,22 @@ PROGRAM = """
     from didr_jax import recipes
     from didr_jax.models.published import PIPELINES
     from didr_jax.training.parallel import create, make_mesh, put, put_batch, shardings
-    from didr_jax.planning.plan import make_plan
+    from didr_jax.planning.plan import main_stage, make_plan
     from didr_jax.planning.targets import target
-    from didr_jax.training.loop import with_places
     import jax.numpy as jnp
     from test_plan import TINY, tiny
 
     PIPELINES["tiny"] = TINY
     config = tiny(mesh__data=2, mesh__fsdp=4, mesh__min_size=64)
-    stage = recipes.build(config).outline()
+    stage = main_stage(recipes.build(config).planned(), config)
     config.compile.only_shapes = True
     plan = make_plan(stage, config, target(""))
     zeros = lambda tree: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        state, frozen = zeros(stage.shapes()), zeros(stage.frozen)
+        state, frozen = zeros(stage.shapes), {name: zeros(weights.shapes) for name, weights in stage.frozen.items()}
         state, frozen = (put(tree, shardings(tree, config, mesh)) for tree in (state, frozen))
-        batch = put_batch(stage.batch(0), mesh, stage.batch_axis)
+        batch = put_batch(zeros(stage.batch_shapes), mesh, stage.batch_axis)
     device = jax.devices()[3]
     here = lambda tree: sum(
         shard.data.nbytes for a in jax.tree.leaves(tree) for shard in a.addressable_shards if shard.device == device
@@ -164,7 +167,7 @@ def machine(name="v5e", size=16):
 
 def made(needed, refused="", **parts):
     return plan.Plan(
-        machine(), {"data": 16, "fsdp": 1, "tensor": 1}, 128, 1, parts or {"state ta": 2 * chips.GIB}, flops=254e12 * 128,
+        "align", machine(), {"data": 16, "fsdp": 1, "tensor": 1}, 128, 1, parts or {"state ta": 2 * chips.GIB}, flops=254e12 * 128,
         temporaries=needed and needed - 2 * chips.GIB, needed=needed, refused=refused, seconds=1.0,
     )  # fmt: skip
 
@@ -173,8 +176,9 @@ def test_the_verdict_and_what_to_change():
     config = sdxl.get_config()
     assert made(3 * chips.GIB).fits and made(17 * chips.GIB).fits is False and made(None).fits is None
     assert made(None, big=17 * chips.GIB).fits is False and made(None, "Ran out of memory").fits is False
-    first, second, *_, last = remedies(made(17 * chips.GIB), config)
+    first, second, *_, last = advice((*FIRST, *REMEDIES, *LAST), made(17 * chips.GIB), config)
     assert "mesh.fsdp=-1" in first and "micro_batches=8" in second and "larger machine" in last
+    report = lambda plan, config: whole_report(plan, config, TextToImage(config, StableDiffusion))
     text = report(made(17 * chips.GIB), config)
     assert "does NOT fit" in text and "254 TFLOP" in text
     assert "remat=products" in report(made(11 * chips.GIB), config)
@@ -185,15 +189,15 @@ def test_the_verdict_and_what_to_change():
 
 def test_what_a_compiler_says_of_a_program_that_is_too_large():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 23.51G of 15.75G hbm. Exceeds by 7.76G."
-    said, wanted = plan._refusal(message)
+    said, wanted = plan.refusal(message)
     assert said.startswith("Ran out of memory") and wanted == pytest.approx(23.51 * chips.GIB)
     message = (  # what libtpu 0.0.42 said of Z-Image on v6e:4x4
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (89.21G) exceeds "
         "available HBM (31.25G)"
     )
-    said, wanted = plan._refusal(message, held=2 * chips.GIB)
+    said, wanted = plan.refusal(message, held=2 * chips.GIB)
     assert said.startswith("Ran out of memory") and wanted == pytest.approx(91.21 * chips.GIB)
-    assert plan._refusal("INTERNAL: something else") == ("", None)
+    assert plan.refusal("INTERNAL: something else") == ("", None)
 
 
 @pytest.mark.parametrize(
@@ -240,17 +244,17 @@ def test_a_compiler_that_is_not_installed_is_named(name, module, package):
 
 def test_only_shapes_needs_no_compiler_and_checks_the_batch(tiny_pipeline):
     config = tiny(compile__only_shapes=True, mesh__fsdp=4, mesh__data=-1)
-    made = plan.make_plan(outline(config), config, machine(size=8))
+    made = plan.make_plan(planned(config), config, machine(size=8))
     assert made.mesh == {"data": 2, "fsdp": 4, "tensor": 1} and made.flops > 0 and made.needed is None
     config.align.batch_size = 6
     with pytest.raises(InputError, match="multiple of 8"):
-        plan.make_plan(outline(config), config, machine(size=8))
+        plan.make_plan(planned(config), config, machine(size=8))
 
 
 @pytest.mark.parametrize("key", ["network.remat", "network.vae_remat", "rewards.remat"])
 def test_words_for_what_to_recompute_are_checked(tiny_pipeline, key):
     with pytest.raises(InputError, match=f"config.{key} = 'product' is not known; did you mean products"):
-        outline(tiny(rewards__custom="", rewards__hps="yes", **{key.replace(".", "__"): "product"}))
+        planned(tiny(rewards__custom="", rewards__hps="yes", **{key.replace(".", "__"): "product"}))
 
 
 @pytest.mark.slow
@@ -260,5 +264,5 @@ def test_a_tiny_step_compiles_for_machines_that_are_not_here(tiny_pipeline, name
     if not importlib.util.find_spec(module):
         pytest.skip(f"{module} is not installed")
     config = tiny(mesh__data=1, mesh__fsdp=-1, network__remat="none")
-    made = plan.make_plan(outline(config), config, targets.target(name))
+    made = plan.make_plan(planned(config), config, targets.target(name))
     assert made.fits and made.needed >= sum(made.parts.values()) and made.temporaries > 0

@@ -128,7 +128,7 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
         try:
             memory = traced.lower().compile(compiler_options=dict(machine.options)).memory_analysis()
         except jax.errors.JaxRuntimeError as error:
-            refused, needed = _refusal(str(error), held)
+            refused, needed = refusal(str(error), held)
             if not refused:
                 raise
             found = dict(refused=refused, needed=needed, temporaries=needed and needed - held)
@@ -171,7 +171,7 @@ def bytes_per_device(tree: PyTree) -> int:
     return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
-def _refusal(message: str, held: int = 0) -> tuple[str, int | None]:
+def refusal(message: str, held: int = 0) -> tuple[str, int | None]:
     """(the compiler's sentence, bytes it wanted) if it refused a program that holds `held` bytes for its size."""
     if "RESOURCE_EXHAUSTED" not in message:
         return "", None

@@ -10,8 +10,8 @@ diffusers = pytest.importorskip("diffusers")
 
 from configs import zimage as config_file  # noqa: E402
 from didr_jax.diffusion import guide  # noqa: E402
-from didr_jax.recipes.text_to_image.task import TextToImage  # noqa: E402
-from didr_jax.recipes.text_to_image.zimage import zimage  # noqa: E402
+from didr_jax.recipes.text_to_image.task import Task  # noqa: E402
+from didr_jax.recipes.text_to_image.zimage import ZImage  # noqa: E402
 from didr_jax.sampling import denoise  # noqa: E402
 from tests.text_to_image import tiny_zimage as tiny  # noqa: E402
 from tests.parity.oracle import QUICK, assert_close, nchw  # noqa: E402
@@ -28,14 +28,14 @@ def inputs(tmp_path_factory):
 def ours(inputs):
     """(our task, its frozen parameters, its decoder compiled)."""
     task = task_of(inputs)
-    return task, task.frozen(), jax.jit(task.decode, compiler_options=QUICK)
+    return task, {name: each.load() for name, each in task.frozen().items()}, jax.jit(task.decode, compiler_options=QUICK)
 
 
 def task_of(inputs, **network):
     config = config_file.get_config()
     config.update_from_flattened_dict(inputs[1])
     config.network.update(network)
-    return TextToImage(config, zimage)
+    return Task(config, ZImage)
 
 
 def with_scheduler(pipeline, values):
@@ -57,8 +57,8 @@ def test_prompt_to_image(inputs, ours, steps, guidance):
         max_sequence_length=tiny.MAX_LENGTH, output_type=kind,
     ).images  # fmt: skip
 
-    c = {"text": jax.tree.map(jnp.asarray, task.embed(list(prompts)))}
-    no_c = task.roles(frozen).unconditional(c)
+    c = {"text": jax.tree.map(jnp.asarray, task.table(list(prompts)).everything["text"])}
+    no_c = task.networks().unconditional(frozen, c)
     assert c["text"]["length"].tolist() == [11, 33] and no_c["text"]["length"].tolist() == [5, 5]
 
     @lambda f: jax.jit(f, compiler_options=QUICK)
@@ -89,7 +89,7 @@ def test_four_steps_are_those_of_the_exported_scheduler(inputs, ours, solver):
         tiny.PROMPTS[:2], tiny.HEIGHT, tiny.WIDTH, 4, guidance_scale=0.0, latents=noises[0],
         max_sequence_length=tiny.MAX_LENGTH, output_type="latent",
     ).images  # fmt: skip
-    z, c = noises.numpy().transpose(1, 0, 3, 4, 2), task.table(tiny.PROMPTS[:2])
-    assert z.shape[1:] == task.noise_shape
+    z, c = noises.numpy().transpose(1, 0, 3, 4, 2), task.table(tiny.PROMPTS[:2]).everything
+    assert z.shape[1:] == task.backbone.noise_shape
     latents = jax.jit(task.generate, compiler_options=QUICK)(ours[1]["base"], None, z, c)
     assert_close(latents, want.numpy().transpose(0, 2, 3, 1), what="latents")

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from configs import sdxl  # noqa: E402
-from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion  # noqa: E402
+from didr_jax.recipes.text_to_image.stable_diffusion import StableDiffusion  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from tests.text_to_image import runs  # noqa: E402
 from tests.text_to_image import tiny_sdxl as tiny  # noqa: E402
@@ -23,8 +23,8 @@ def inputs(tmp_path_factory):
     return tiny.settings(tmp_path_factory.mktemp("sdxl"))
 
 
-def task_of(settings, **more):
-    return runs.task_of(sdxl, stable_diffusion, settings | {"network.generator_timesteps": TIMESTEPS} | more)
+def recipe_of(settings, **more):
+    return runs.recipe_of(sdxl, StableDiffusion, settings | {"network.generator_timesteps": TIMESTEPS} | more)
 
 
 @pytest.mark.parametrize(("solver", "scheduler"), [("renoise", diffusers.LCMScheduler), ("ode", diffusers.DDIMScheduler)])
@@ -47,18 +47,18 @@ def test_four_steps_are_those_of_diffusers(inputs, solver, scheduler):
         generator=rest, output_type="latent", **steps,
     ).images  # fmt: skip
 
-    task = task_of(settings, **{"network.generator_solver": solver, "weights.generator": ""})
-    c = jax.tree.map(lambda column: np.asarray(column[:2]), task.table(tiny.PROMPTS))
+    task = recipe_of(settings, **{"network.generator_solver": solver, "weights.generator": ""}).task
+    c = task.conditions.rows(np.arange(2))
     z = noises.numpy().transpose(1, 0, 3, 4, 2)
-    assert z.shape[1:] == task.noise_shape
-    latents = jax.jit(task.generate)(task.backbone.load("generator", "float32"), None, z, c)
+    assert z.shape[1:] == task.backbone.noise_shape
+    latents = jax.jit(task.generate)(task.backbone.generator.cast("float32").load(), None, z, c)
     # Four evaluations, each divided by alpha: at timestep 999 that is .068.
     assert_close(latents, theirs.numpy().transpose(0, 2, 3, 1), 1e-3, "latents")
 
 
 @pytest.mark.slow
 def test_a_four_step_generator_trains(inputs):
-    runs.assert_trains(task_of(inputs[1]))
+    runs.assert_trains(recipe_of(inputs[1]))
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,4 @@ def test_a_four_step_generator_trains(inputs):
 )
 def test_steps_that_cannot_be_trained_are_refused(inputs, change, says):
     with pytest.raises(InputError, match=says):
-        task_of(inputs[1], **change).check("train")
+        recipe_of(inputs[1], **change).check("train")

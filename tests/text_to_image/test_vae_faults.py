@@ -1,6 +1,6 @@
 """A decoder that goes wrong for one image: the sample is dropped and counted, the others train on."""
 
-import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from configs import sdxl
-from didr_jax.recipes.text_to_image.stable_diffusion import stable_diffusion
+from didr_jax.recipes.text_to_image.stable_diffusion import StableDiffusion
 from tests.text_to_image import runs
 from tests.text_to_image import tiny_sdxl as tiny
 
@@ -21,21 +21,27 @@ from tests.text_to_image import tiny_sdxl as tiny
 def test_an_image_that_is_not_finite_costs_its_own_reward_and_nothing_else(tmp_path_factory, bad):
     _, settings = tiny.settings(tmp_path_factory.mktemp("sdxl"))
 
-    def first_image_bad(backbone):
-        def decode(params, x0):
-            image = backbone.decode(params, x0)
-            return image * jnp.where(jnp.arange(len(image)) == 0, bad, 1.0)[:, None, None, None]
+    class FirstImageBad(StableDiffusion):
+        @property
+        def image(self):
+            side = super().image
 
-        return dataclasses.replace(backbone, decode=decode)
+            def decode(params, x0):
+                image = side.decode(params, x0)
+                return image * jnp.where(jnp.arange(len(image)) == 0, bad, 1.0)[:, None, None, None]
 
-    task = runs.task_of(sdxl, lambda config: first_image_bad(stable_diffusion(config)), settings)
-    stage = task.align({})
-    before = jax.jit(stage.init)()
+            return types.SimpleNamespace(arch=side.arch, weights=side.weights, decode=decode)
+
+    recipe = runs.recipe_of(sdxl, FirstImageBad, settings)
+    stage = recipe.align({})
+    before, frozen = runs.begun(stage), runs.loaded(stage.frozen)
     step = jax.jit(stage.step, compiler_options=runs.HASTE)
-    after, metrics = step(before, stage.frozen, stage.batch(0))
+    after, metrics = step(before, frozen, stage.batch(0))
     assert metrics["reward/dropped"] == 1 and metrics["skipped"] == 0
-    assert metrics["tilt"] > 0 and np.isfinite(metrics["reward"])  # of the other sample
+    assert metrics["pull"] > 0 and np.isfinite(metrics["reward"])  # of the other sample
     for name in ("generator", "ta", "ema"):
         leaves = jax.tree.leaves(getattr(after, name))
         assert all(np.isfinite(leaf).all() for leaf in leaves)
-        assert np.mean([not np.array_equal(a, b) for a, b in zip(leaves, jax.tree.leaves(getattr(before, name)))]) > 0.9
+        assert (
+            np.mean([not np.array_equal(a, b) for a, b in zip(leaves, jax.tree.leaves(getattr(before, name)), strict=True)]) > 0.9
+        )

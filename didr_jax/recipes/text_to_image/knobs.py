@@ -53,6 +53,7 @@ def text_to_image() -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.prompts = ""  # a prompt file; empty: the training one
+    config.eval.every = 500  # steps between evaluations while it trains; 0: none, only the report at the end
     config.eval.num = 16  # the first so many of its prompts
     config.eval.batch_size = 4
     config.eval.columns = 4  # of the picture grids

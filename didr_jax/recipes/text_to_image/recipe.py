@@ -8,6 +8,7 @@ import jax
 from didr_jax.checks import require_choice
 from didr_jax.models.published import PIPELINES
 from didr_jax.models.remat import REMAT
+from didr_jax.objectives import OBJECTIVES
 from didr_jax.recipes.text_to_image import advice, export, report
 from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator
 from didr_jax.recipes.text_to_image.task import Task
@@ -57,7 +58,11 @@ class TextToImage(Recipe):
         }
 
     def planned(self) -> "TextToImage":
-        return TextToImage(self.config, self._make_backbone, planning=True)
+        """With HPSv2.1 if the objective needs a reward and none is chosen."""
+        config = self.config.copy_and_resolve_references()
+        if OBJECTIVES[config.align.objective].needs_reward and not chosen(config.rewards):
+            config.rewards.hps = "published"
+        return TextToImage(config, self._make_backbone, planning=True)
 
     def check(self, mode: str) -> None:
         config = self.config
