@@ -22,6 +22,17 @@ the family is (method: arXiv 2605.24001; 2305.18455, 2405.14867, 2410.18881, 241
 α (s_ψ − s_r) = (α²/σ²)(x̂_ψ − x̂_r) and α = ∂x_t/∂x0.  (5) is score implicit matching in x0 units:
 (σ²/α)(s_ψ(x_t) − ∇ log q(x_t|x0)) = x̂_ψ − x0; its gradient flows through x_t into both networks'
 inputs, never into their parameters, and through w' not at all.
+
+With G come lengths, per sample, that tell what it is made of:
+
+    gap          ‖x̂_ψ − x̂_r‖: how far the TA, and with it the generator, is from the reference
+    divergence   of the divergence's part of G: ‖w'·(x̂_ψ − x̂_r)‖ in (1–4), ‖(5)‖ in (5) and (6)
+    pull         of the reward's part of G: ‖w'·(σ²/α)DRS‖ in (3), ‖∇r/β‖ in (4) and (6), ‖∇r‖ in (7)
+    tilt         ‖x̂* − x̂_r‖ = ‖(σ²/α)DRS‖ in (3)
+
+`gap` and `tilt` are lengths in the space of x0.  `divergence` and `pull` are lengths of gradients, with the weight w'
+and 1/β in them, so that pull/divergence compares what the generator feels of either, and compares between
+objectives: it is what β is tuned by.  In (5) and (6) the divergence counts what averages out over ε, too.
 """
 
 import dataclasses
@@ -121,12 +132,13 @@ def di(x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Bound, settings: S
       settings: the knobs.
 
     Returns:
-      G `[b, ...]`, and per-sample diagnostics `{name: [b]}`.
+      G `[b, ...]`, and the figures of its making `{name: [b]}`.
     """
     x_t = add_noise(nets.schedule, x0, noise, t)
     x_r = _guided(nets, x_t, t, nets.reference(x_t, t))
     gap = nets.ta(x_t, t) - x_r
-    return _weight(settings.weighting, nets, x0, x_r, t) * gap, {"gap": _norm(gap)}
+    gradient = _weight(settings.weighting, nets, x0, x_r, t) * gap
+    return gradient, {"gap": _norm(gap), "divergence": _norm(gradient)}
 
 
 def dmd2(x0, noise, t, key, nets, settings):
@@ -160,7 +172,8 @@ def didr(x0, noise, t, key, nets, settings):
     x_r = _guided(nets, x_t, t, x_c)
     gap = nets.ta(x_t, t) - x_r
     weight = _weight(settings.weighting, nets, x0, x_r, t)
-    return weight * (gap - tilt), {"gap": _norm(gap), "tilt": _norm(tilt)}
+    aux = {"gap": _norm(gap), "divergence": _norm(weight * gap), "pull": _norm(weight * tilt), "tilt": _norm(tilt)}
+    return weight * (gap - tilt), aux
 
 
 def dipp(x0, noise, t, key, nets, settings):
@@ -180,7 +193,7 @@ def sim(x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Bound, settings: 
         return -jnp.sum(weight * direction * (x_ta - x0)), y
 
     gradient, y = jax.grad(loss, has_aux=True)(x0)
-    return gradient, {"gap": _norm(y)}
+    return gradient, {"gap": _norm(y), "divergence": _norm(gradient)}
 
 
 def distar(x0, noise, t, key, nets, settings):
@@ -192,7 +205,8 @@ def refl(x0, noise, t, key, nets, settings):
     """Reward ascent alone, equation (7): the control that shows what reward hacking looks like."""
     if nets.reward is None:
         raise ValueError("refl is nothing but its reward, and the reward is off")
-    return -_reward_gradient(nets, x0), {}
+    pull = _reward_gradient(nets, x0)
+    return -pull, {"pull": _norm(pull)}
 
 
 def _with_clean_reward(divergence, x0, noise, t, key, nets, settings):
@@ -200,7 +214,7 @@ def _with_clean_reward(divergence, x0, noise, t, key, nets, settings):
     if nets.reward is None:
         return gradient, aux
     pull = _reward_gradient(nets, x0) / settings.beta
-    return gradient - pull, aux | {"tilt": _norm(pull)}
+    return gradient - pull, aux | {"pull": _norm(pull)}
 
 
 # (x0, noise, t, key, nets, settings) -> (G, aux); `di` says what each is

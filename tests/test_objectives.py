@@ -120,6 +120,83 @@ def test_refl_is_minus_the_reward_gradient():
     np.testing.assert_allclose(parameter_gradient("refl", nets(), IKL), [-0.7, 0.0], atol=1e-6)
 
 
+# ---- the figures that come with a gradient -----------------------------------------------------------------
+
+MODES = closed_form.GaussianMixture.of([[2.0, 1.0], [-1.0, 0.5], [0.0, -1.5]], std=0.5)
+ONLINE = closed_form.GaussianMixture.of([[1.0, 1.2], [-1.4, 0.0]], std=0.9)
+BOWL = closed_form.QuadraticReward(jnp.array([1.0, -0.4]), 0.3, jnp.array([0.5, 0.2]))
+POINTS = np.array([[1.2, 0.3], [-0.7, 0.9], [0.4, -1.1]])
+NOISE, TIMES = np.array([[0.5, -1.0], [0.3, 0.8], [-1.2, 0.1]]), np.array([0.25, 0.5, 0.75])
+SOME = [jnp.asarray(v, jnp.float32) for v in (POINTS, NOISE, TIMES)]
+MIXTURES = Bound(SCHEDULE, ONLINE.denoiser(SCHEDULE), MODES.denoiser(SCHEDULE), reward=BOWL)
+
+
+def by_hand(name: str, huber: float) -> tuple[np.ndarray, np.ndarray]:
+    """‖the divergence's part of G‖ and ‖the reward's part‖ at `POINTS`, with DMD2's weight, in float64."""
+    α, σ = np.cos(np.pi / 2 * TIMES)[:, None], np.sin(np.pi / 2 * TIMES)[:, None]
+
+    def denoised(law, x0):
+        """The posterior mean of a mixture at α x0 + σ ε."""
+        weights, means, variances = (np.float64(v) for v in (jnp.exp(law.log_weights), law.means, law.variances))
+        x_t, v = α * x0 + σ * NOISE, α**2 * variances + σ**2
+        innovation = x_t[:, None] - α[..., None] * means
+        density = weights / v * np.exp(-0.5 * np.sum(innovation**2, -1) / v)
+        modes = means + (α * variances / v)[..., None] * innovation
+        return np.einsum("bk,bkd->bd", density / density.sum(-1, keepdims=True), modes)
+
+    gap = denoised(ONLINE, POINTS) - denoised(MODES, POINTS)
+    weight = 1 / np.mean(np.abs(POINTS - denoised(MODES, POINTS)), -1, keepdims=True)
+    length = lambda x: np.linalg.norm(x, axis=-1)
+    if name == "didr":
+        return length(weight * gap), length(weight * (denoised(MODES.tilt(BOWL, BETA), POINTS) - denoised(MODES, POINTS)))
+
+    def score_matching(x0):
+        y = denoised(ONLINE, x0) - denoised(MODES, x0)
+        return -weight[:, 0] * np.sum(y * (denoised(ONLINE, x0) - x0), -1) / np.sqrt(np.sum(y**2, -1) + huber**2)
+
+    h = 1e-5
+    slope = lambda step: (score_matching(POINTS + step) - score_matching(POINTS - step)) / (2 * h)
+    divergence = weight * gap if name == "dipp" else np.stack([slope(h * e) for e in np.eye(2)], -1)
+    ascent = np.array(BOWL.slope) - BOWL.curvature * (POINTS - np.array(BOWL.center))
+    return length(divergence), length(ascent / BETA)
+
+
+@pytest.mark.parametrize("name", [n for n, row in OBJECTIVES.items() if row.needs_reward and n != "refl"])
+def test_pull_and_divergence_are_the_lengths_of_the_two_parts_of_the_gradient(name):
+    settings = Settings(beta=BETA, huber=0.3, max_shift=None)  # the tilt is then exact
+    _, aux = OBJECTIVES[name](*SOME, KEY, MIXTURES, settings)
+    divergence, pull = by_hand(name, settings.huber)
+    np.testing.assert_allclose(aux["divergence"], divergence, rtol=1e-3)
+    np.testing.assert_allclose(aux["pull"] / aux["divergence"], pull / divergence, rtol=1e-3)
+
+
+def test_refl_pulls_by_the_reward_alone_whatever_beta():
+    _, aux = OBJECTIVES["refl"](*SOME, KEY, MIXTURES, Settings(beta=BETA))
+    assert set(aux) == {"pull"}
+    np.testing.assert_allclose(aux["pull"], BETA * by_hand("dipp", 1.0)[1], rtol=1e-5)
+
+
+def test_gap_and_tilt_are_lengths_in_x0_whatever_the_weight():
+    x_t = diffusion.add_noise(SCHEDULE, *SOME)
+    tilted, reference, online = (law.denoiser(SCHEDULE)(x_t, SOME[2]) for law in (MODES.tilt(BOWL, BETA), MODES, ONLINE))
+    for weighting in WEIGHTINGS:
+        _, aux = OBJECTIVES["didr"](*SOME, KEY, MIXTURES, Settings(weighting, BETA, max_shift=None))
+        np.testing.assert_allclose(aux["tilt"], jnp.linalg.norm(tilted - reference, axis=-1), rtol=1e-3)
+        np.testing.assert_allclose(aux["gap"], jnp.linalg.norm(online - reference, axis=-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_tells_of_the_parts_that_it_has(name):
+    x0, noise, t, weight = random_batch()
+    _, aux = OBJECTIVES[name](x0, noise, t, KEY, random_nets(weight), Settings())
+    assert all(figure.shape == t.shape and (figure > 0).all() for figure in aux.values())
+    assert ("pull" in aux) == OBJECTIVES[name].needs_reward and ("tilt" in aux) == OBJECTIVES[name].estimates
+    assert ("gap" in aux) == ("divergence" in aux) == (name != "refl")
+
+
+# ---- the family on stand-ins of a network's shape ------------------------------------------------------------
+
+
 def random_batch(shape=(16, 4, 4, 3), seed=2):
     keys = jax.random.split(jax.random.key(seed), 4)
     x0, noise, weight = (jax.random.normal(k, shape) for k in keys[:3])
