@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.align.ta_weighting = "eps"  # [DMD2]
     config.align.ta_t_min = 0.0  # timesteps 0 to 999 [DMD2]
     config.align.estimator = "auto"
-    config.align.beta = 0.1  # [ours] in units of the mix: bring the logged tilt to 0.1-1 of the logged gap
+    config.align.beta = 0.1  # [ours] in units of the mix: bring the logged pull_to_divergence to 0.1-1
     for part in (config.align.generator_optimizer, config.align.ta_optimizer):
         part.warmup = 500  # [DMD2]
         part.weight_decay = 0.01  # [DMD2]

@@ -12,7 +12,7 @@ from PIL import Image
 from didr_jax.training.metrics import RunLog, read_metrics
 from didr_jax.training.workdir import write_json
 
-
+COLUMNS = 5  # of curves
 # What the log says besides figures of the training itself.
 UNDRAWN = ("stage", "step", "images_seen", "images_per_second", "utilisation", "skipped")
 
@@ -25,7 +25,7 @@ def write_summary(workdir: str, rows: dict[str, dict[str, float]], log: RunLog) 
     log.say(" " * width + "".join(f"  {name:>{max(len(name), 7)}}" for name in columns))
     for label, row in rows.items():
         cells = (f"{row[name]:.4g}" if name in row else "–" for name in columns)
-        log.say(f"{label:<{width}}" + "".join(f"  {cell:>{max(len(n), 7)}}" for n, cell in zip(columns, cells)))
+        log.say(f"{label:<{width}}" + "".join(f"  {cell:>{max(len(n), 7)}}" for n, cell in zip(columns, cells, strict=True)))
 
 
 def picture_grid(images: np.ndarray, columns: int, gap: int = 2, scale: int = 1) -> np.ndarray:
@@ -54,8 +54,11 @@ def curves(workdir: str) -> None:
     for stage in dict.fromkeys(record["stage"] for record in records):
         lines = [record for record in records if record["stage"] == stage]
         names = [n for n in dict.fromkeys(name for line in lines for name in line) if n not in UNDRAWN]
-        figure, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 2.6), squeeze=False)
-        for axis, name in zip(axes[0], names, strict=True):
+        rows = -(-len(names) // COLUMNS)
+        figure, axes = plt.subplots(rows, min(len(names), COLUMNS), figsize=(15, 2.4 * rows + 0.4), squeeze=False)
+        for axis in axes.flat[len(names) :]:
+            axis.set_axis_off()
+        for axis, name in zip(axes.flat, names, strict=False):
             points = [(line["step"], line[name]) for line in lines if name in line]
             axis.plot(*zip(*points, strict=True), lw=1.2, marker="." if len(points) < 12 else None)
             axis.set_title(name, fontsize=9)

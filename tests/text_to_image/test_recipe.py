@@ -17,7 +17,7 @@ diffusers = pytest.importorskip("diffusers")
 from didr_jax import lora  # noqa: E402
 from didr_jax.objectives import OBJECTIVES  # noqa: E402
 from didr_jax.recipes.text_to_image.export import ADAPTER, WEIGHTS, write_export  # noqa: E402
-from didr_jax.recipes.text_to_image.report import Judge  # noqa: E402
+from didr_jax.recipes.text_to_image.report import PromptJudge  # noqa: E402
 from didr_jax.training.metrics import read_metrics  # noqa: E402
 from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
 from tests.parity.oracle import assert_close  # noqa: E402
@@ -375,7 +375,7 @@ def test_samples_are_what_score_reads(bench, trained, tmp_path):
 
 def test_a_judge_draws_the_same_prompts_and_noise_every_time(bench):
     recipe = bench.recipe(bench.row.full)
-    judge, generator = Judge(recipe.task, 3, seed=5, with_rewards=False), (recipe.task.start("generator").load(), None)
+    judge, generator = PromptJudge(recipe.task, 3, seed=5, with_rewards=False), (recipe.task.start("generator").load(), None)
     frozen = runs.loaded(judge.weights)
     first, scores = judge.run(frozen, generator)
     np.testing.assert_array_equal(first, judge.run(frozen, generator)[0])

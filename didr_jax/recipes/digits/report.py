@@ -49,7 +49,7 @@ def many_steps(recipe, params: PyTree, n: int) -> np.ndarray:
     return _drawn(recipe, recipe.many_steps, params, n, IMAGE)
 
 
-class Judge:
+class DigitsJudge:
     """Figures of a set of labelled images, with the laws that they are compared to.
 
     `frozen`: the parameters named in `READ`, on the devices.
@@ -122,19 +122,19 @@ def _spread(features: np.ndarray, weights: np.ndarray) -> float:
 
 def in_the_loop(recipe) -> Callable:
     """An evaluator's judge of `align`: the same figures as the table's, and a grid of the same noise every time."""
-    made: list[Judge] = []  # once, with the parameters that the first call brings: they never change
+    made: list[DigitsJudge] = []  # once, with the parameters that the first call brings: they never change
 
     def judge(products, frozen) -> Verdict:
         if not made:
-            made.append(Judge(recipe, frozen))
+            made.append(DigitsJudge(recipe, frozen))
         images = generated(recipe, products["generator"], recipe.config.eval.samples)
         return Verdict(made[0].figures(images, _labels(len(images))), {"digits": grid(images, recipe.config.eval.grid_rows)})
 
     return judge
 
 
-def judge_of(recipe, products: Products, run: Run) -> Judge:
-    return Judge(recipe, run.load({name: products[stage][product] for name, (stage, product) in READ.items()}))
+def judge_of(recipe, products: Products, run: Run) -> DigitsJudge:
+    return DigitsJudge(recipe, run.load({name: products[stage][product] for name, (stage, product) in READ.items()}))
 
 
 def generator_of(products: Products, run: Run, stage: str) -> PyTree:

@@ -28,7 +28,7 @@ def first_prompts(task: Task, n: int) -> list[str]:
     return task.prompts[:n]
 
 
-class Judge:
+class PromptJudge:
     """Images, and reward terms, of a generator on the first n evaluation prompts.
 
     Args:
@@ -81,8 +81,8 @@ def _means(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: float(np.nanmean(values)) if np.isfinite(values).any() else np.nan for name, values in scores.items()}
 
 
-def _judge(task: Task) -> Judge:
-    return Judge(task, task.config.eval.num, task.config.eval.seed)
+def _judge(task: Task) -> PromptJudge:
+    return PromptJudge(task, task.config.eval.num, task.config.eval.seed)
 
 
 def trained(task: Task, frozen: PyTree, products: Products, run: Run) -> Generator:
@@ -137,7 +137,7 @@ def evaluate(task: Task, products: Products, run: Run) -> None:
 
 def sample(task: Task, products: Products, run: Run) -> None:
     """A PNG per evaluation prompt in workdir/samples, and prompts.jsonl beside them, as `--mode=score` reads it."""
-    judge = Judge(task, task.config.sample.num, task.config.sample.seed, with_rewards=False)
+    judge = PromptJudge(task, task.config.sample.num, task.config.sample.seed, with_rewards=False)
     frozen = run.load(judge.weights)
     images, _ = judge.run(frozen, trained(task, frozen, products, run))
     folder = run.path("samples")
