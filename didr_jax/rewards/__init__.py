@@ -1,64 +1,62 @@
 """Rewards r(x0, c): pure functions of an image in [-1, 1] and a tokenised prompt.
 
-| name | reward | score |
-|---|---|---|
-| `hps` | HPSv2.1 | 100 · cosine, no logit scale |
-| `pickscore` | PickScore | exp(logit_scale) · cosine |
-| `imagereward` | ImageReward | standardised on the authors' images |
-| `clipscore` | CLIPScore | 100 · cosine |
-| `aesthetic` | LAION aesthetic predictor | about 1 to 10 |
-| `custom` | `module:function` of the user | its own |
+`REWARDS` is the table of them.  A reward's file says all about it in one record: how it is loaded, what it scores, its
+knobs in `config.rewards`, its published architecture.
 """
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from didr_jax.checks import nearest
 from didr_jax.rewards import aesthetic, clipscore, custom, hps, imagereward, pickscore
-from didr_jax.rewards.base import RewardModel
+from didr_jax.rewards.base import Knob, RewardModel, RewardRecord
 from didr_jax.rewards.mix import MixScore, RewardMix, finite_gradient, summarise
 from didr_jax.types import InputError
 
-__all__ = ["LOADERS", "MixScore", "RewardMix", "RewardModel", "finite_gradient", "load", "load_mix", "summarise"]
+__all__ = [
+    "REWARDS", "Knob", "MixScore", "RewardMix", "RewardModel", "RewardRecord", "finite_gradient", "load", "load_mix", "summarise",
+]  # fmt: skip
 
-LOADERS: dict[str, Callable[..., RewardModel]] = {
-    "hps": hps.load,
-    "pickscore": pickscore.load,
-    "imagereward": imagereward.load,
-    "clipscore": clipscore.load,
-    "aesthetic": aesthetic.load,
-    "custom": custom.load,
+REWARDS: dict[str, RewardRecord] = {
+    "hps": hps.REWARD,
+    "pickscore": pickscore.REWARD,
+    "imagereward": imagereward.REWARD,
+    "clipscore": clipscore.REWARD,
+    "aesthetic": aesthetic.REWARD,
+    "custom": custom.REWARD,
 }
 
 
 def load(name: str, options: Mapping[str, Any]) -> RewardModel:
-    """Loads the reward that a config calls `name`.
+    """The reward that a config calls `name`; its weights are not read yet.
 
     Args:
-      name: a row of the table above, or any name if `options["kind"]` is such a row.
-      options: arguments of that loader (`weights`, `tokenizer`, `dtype`, ...), and `centre` and `spread` to
+      name: a row of `REWARDS`, or any name if `options["kind"]` is such a row.
+      options: arguments of that row's `load` (`weights`, `tokenizer`, `dtype`, ...), and `centre` and `spread` to
         normalise it differently.
 
     Raises:
-      InputError: unknown reward, unknown or absent option, weights that do not fit.
+      InputError: unknown reward, unknown or absent option, files that cannot be used.
     """
     options = dict(options)
     kind = options.pop("kind", name)
-    if kind not in LOADERS:
-        raise InputError(f"reward {name!r} is unknown; choose one of {', '.join(LOADERS)}, or set its kind")
+    if kind not in REWARDS:
+        raise InputError(f"reward {name!r} is unknown and has no known kind; {nearest(kind, REWARDS)}")
     units = {key: float(options.pop(key)) for key in ("centre", "spread") if key in options}
     if units.get("spread", 1.0) <= 0:
         raise InputError(f"reward {name!r}: spread must be positive")
+    record = REWARDS[kind]
     try:
-        inspect.signature(LOADERS[kind]).bind(**options)
+        inspect.signature(record.load).bind(**options)
     except TypeError as e:
         raise InputError(f"reward {name!r}: {e}") from None
-    return dataclasses.replace(LOADERS[kind](**options), name=name, **units)
+    return dataclasses.replace(record.load(**options), name=name, **units)
 
 
 def load_mix(weights: Mapping[str, float], held_out: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> RewardMix:
-    """Loads a weighted mix `{name: weight}` and the held-out rewards; `options[name]` goes to `load`.
+    """A weighted mix `{name: weight}` and the held-out rewards; `options[name]` goes to `load`.
 
     Raises:
       InputError: as `load`; a reward both trained and held out; options for a reward that is neither.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from didr_jax.models.blip import LinearHead
 from didr_jax.models.clip import VisionTower
-from didr_jax.rewards.base import RewardModel
+from didr_jax.rewards.base import NETWORK_KNOBS, Knob, RewardModel, RewardRecord
 from didr_jax.rewards.cosine import unit
 from didr_jax.rewards.preprocess import resize_and_crop
 from didr_jax.text.tokens import utf8
@@ -18,8 +18,8 @@ from didr_jax.weights.clip import Configs, load_vision
 
 
 def load(
-    weights: str | os.PathLike,
-    clip: str | os.PathLike,
+    weights: str | os.PathLike | None,
+    clip: str | os.PathLike | None,
     *,
     arch: str | Configs | None = None,
     dtype: Any = jnp.float32,
@@ -33,7 +33,7 @@ def load(
     Args:
       weights: `sac+logos+ava1-l14-linearMSE.pth` or its tensors as safetensors.
       clip: OpenAI's ViT-L/14 as a Hugging Face folder, or an open_clip file with its `arch`.
-      arch, dtype, param_dtype, remat: as in `hps.load`.
+      arch, dtype, param_dtype, remat: as in `cosine.cosine_reward`.
     """
     vision, tower = load_vision(clip, arch, dtype=param_dtype)
     if vision.embed is None:
@@ -53,3 +53,16 @@ def load(
         centre=5.45,
         spread=0.38,
     )
+
+
+REWARD = RewardRecord(
+    load,
+    "LAION's aesthetic predictor: about 1 to 10",
+    knobs={
+        "weights": Knob("aesthetic", "sac+logos+ava1-l14-linearMSE.pth or its tensors as safetensors"),
+        "clip": Knob("clip", "OpenAI's ViT-L/14 folder, through which aesthetic looks"),
+        **NETWORK_KNOBS,
+    },
+    published={"weights": None, "clip": None, "arch": "ViT-L-14-quickgelu"},
+    held_out=True,
+)

@@ -1,8 +1,10 @@
-"""What a reward is to the rest of the package."""
+"""What a reward is to the rest of the package, and what a config can ask of it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from didr_jax.models import remat
 from didr_jax.types import Array, PyTree, Weights
 
 
@@ -36,3 +38,54 @@ class RewardModel:
     def normalise(self, score: Array) -> Array:
         """Published units -> the units of a mix."""
         return (score - self.centre) / self.spread
+
+
+# (the loader's arguments as the config gives them, the pipeline's CLIP tokenizer or None) -> value, or None for none
+Otherwise = Callable[[Mapping[str, Any], str | None], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+    """A key of `config.rewards` that fills an argument of a reward's loader; rewards may share one.
+
+    Attributes:
+      key: below `config.rewards`.
+      meaning: in one line.
+      default: what it is until it is set.
+      choices: what it can be; empty: anything of the default's type.
+      otherwise: what fills the argument where the knob is left empty; None: an empty knob is refused.
+    """
+
+    key: str
+    meaning: str
+    default: Any = ""
+    choices: tuple[str, ...] = ()
+    otherwise: Otherwise | None = None
+
+
+# Of all rewards that are networks.
+NETWORK_KNOBS = {
+    "dtype": Knob("dtype", "of the rewards' computation", "float32", ("float32", "bfloat16", "float16")),
+    "remat": Knob("remat", "of the image towers: as network.remat", "blocks", tuple(remat.REMAT)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardRecord:
+    """All that is to be known about a reward: a row of `rewards.REWARDS`.
+
+    Attributes:
+      load: `(**arguments) -> RewardModel`; reads configurations and names of tensors at most.
+      about: what it scores, and in which units.
+      knobs: {argument of `load`: the knob that fills it}; the one whose key is the reward's name turns it on.
+      published: arguments with which `load` has the published architecture and reads no file, for plans.
+      weight: in the mix, until the config says otherwise.
+      held_out: measured and never trained on, until the config says otherwise.
+    """
+
+    load: Callable[..., RewardModel]
+    about: str
+    knobs: Mapping[str, Knob]
+    published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weight: float = 1.0
+    held_out: bool = False

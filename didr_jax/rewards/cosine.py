@@ -1,12 +1,19 @@
-"""The cosine between a picture and its prompt in a CLIP: what HPSv2.1, PickScore and CLIPScore share."""
+"""Rewards that are the cosine between a picture and its prompt in a CLIP, times a scale."""
 
-from collections.abc import Callable
+import functools
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from didr_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower
+from didr_jax.rewards.base import NETWORK_KNOBS, Knob, RewardModel, RewardRecord
+from didr_jax.text.tokens import clip_tokenizer, has_tokenizer
 from didr_jax.types import Array, PyTree
+from didr_jax.weights.clip import Configs, load_clip
+
+Preprocess = Callable[..., Array]  # (images [b, h, w, 3] in [-1, 1], size=) -> pixels [b, size, size, 3]
 
 
 def unit(x: Array) -> Array:
@@ -25,3 +32,78 @@ def clip_cosine(vision: VisionConfig, text: TextConfig, *, dtype: Any, remat: st
         return jnp.sum(unit(image) * unit(prompt), axis=-1)
 
     return cosine
+
+
+def _own_or_the_pipelines(given: Mapping[str, Any], pipeline: str | None) -> str | None:
+    return given["weights"] if has_tokenizer(given["weights"]) else pipeline
+
+
+CLIP_TOKENIZER = Knob("clip_tokenizer", "a folder; empty: the reward's own, or the pipeline's", otherwise=_own_or_the_pipelines)
+
+
+def cosine_reward(
+    name: str,
+    about: str,
+    *,
+    weights: str,
+    preprocess: Preprocess,
+    published: str,
+    arch: str | None = None,
+    scale: Callable[[PyTree], Any] = lambda params: 100,
+    centre: float,
+    spread: float,
+    held_out: bool = False,
+) -> RewardRecord:
+    """The record of scale(params) · cos(image, prompt).
+
+    Args:
+      name: its own.
+      about: what it scores, and in which units.
+      weights: what its knob is to be given.
+      preprocess: its images.
+      published: its architecture.
+      arch: that of open_clip files, which do not say it; None: the caller must.
+      scale: of the cosine, from `{"vision", "text", "logit_scale"}`.
+      centre, spread: as in `RewardModel`.
+      held_out: as in `RewardRecord`.
+    """
+
+    def load(
+        weights: str | os.PathLike | None,
+        tokenizer: str | os.PathLike | None = None,
+        *,
+        arch: str | Configs | None = arch,
+        preprocess: Preprocess = preprocess,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        remat: str = "none",
+    ) -> RewardModel:
+        """
+        Args:
+          weights: a Hugging Face CLIP folder, or an open_clip file with its `arch`.
+          tokenizer: a folder with any CLIP tokenizer; None: the same folder.
+          arch: of an open_clip file.
+          preprocess: of images, where it is not the published one.
+          dtype: of the computation.
+          param_dtype: of the parameters.
+          remat: what the backward pass recomputes of the image tower's blocks (`models.remat`).
+        """
+        (vision, text), params = load_clip(weights, arch, dtype=param_dtype)
+        cosine = clip_cosine(vision, text, dtype=dtype, remat=remat)
+        return RewardModel(
+            name,
+            params,
+            preprocess=functools.partial(preprocess, size=vision.image_size),
+            score=lambda params, pixels, tokens: scale(params) * cosine(params, pixels, tokens),
+            tokenize=clip_tokenizer(tokenizer or weights, text.positions),
+            centre=centre,
+            spread=spread,
+        )
+
+    return RewardRecord(
+        load,
+        about,
+        knobs={"weights": Knob(name, weights), "tokenizer": CLIP_TOKENIZER, **NETWORK_KNOBS},
+        published={"weights": None, "tokenizer": None, "arch": published},
+        held_out=held_out,
+    )

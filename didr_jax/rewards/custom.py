@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from didr_jax.rewards.base import RewardModel
+from didr_jax.rewards.base import Knob, RewardModel, RewardRecord
 from didr_jax.text.tokens import from_utf8, utf8
 from didr_jax.types import Array, InputError, PyTree, Weights
 
@@ -106,3 +106,13 @@ def black_box(
         )
 
     return lambda params, images, tokens: call(images, jnp.asarray(tokens["utf8"]))
+
+
+REWARD = RewardRecord(
+    load,
+    "a function of your own, in its own units",
+    knobs={
+        "path": Knob("custom", "module:function of your own"),
+        "differentiable": Knob("custom_differentiable", "made of jax operations; otherwise a black box", False),
+    },
+)

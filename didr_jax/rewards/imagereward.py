@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from didr_jax.models.blip import VIT_L_16, BertConfig, ImageReward
 from didr_jax.models.clip import VisionConfig
-from didr_jax.rewards.base import RewardModel
+from didr_jax.rewards.base import NETWORK_KNOBS, Knob, RewardModel, RewardRecord
 from didr_jax.rewards.preprocess import resize_and_crop
 from didr_jax.text.tokens import bert_tokenizer
 from didr_jax.types import Array, PyTree
@@ -21,8 +21,8 @@ MAX_TOKENS = 35
 
 
 def load(
-    weights: str | os.PathLike,
-    tokenizer: str | os.PathLike,
+    weights: str | os.PathLike | None,
+    tokenizer: str | os.PathLike | None,
     *,
     vision: VisionConfig = VIT_L_16,
     text: BertConfig = BertConfig(),
@@ -38,7 +38,7 @@ def load(
       weights: `ImageReward.pt` (`THUDM/ImageReward`) or its tensors as safetensors.
       tokenizer: the `bert-base-uncased` folder.
       vision, text: the towers, where they are not the published ones.
-      dtype, param_dtype, remat: as in `hps.load`.
+      dtype, param_dtype, remat: as in `cosine.cosine_reward`.
     """
     model = ImageReward(vision, text, remat=remat, dtype=dtype)
 
@@ -54,3 +54,15 @@ def load(
         centre=0.82,
         spread=0.28,
     )
+
+
+REWARD = RewardRecord(
+    load,
+    "ImageReward: standardised on the authors' images",
+    knobs={
+        "weights": Knob("imagereward", "ImageReward.pt (THUDM/ImageReward) or its tensors as safetensors"),
+        "tokenizer": Knob("bert_tokenizer", "bert-base-uncased folder, for imagereward"),
+        **NETWORK_KNOBS,
+    },
+    published={"weights": None, "tokenizer": None},
+)

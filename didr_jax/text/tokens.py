@@ -47,14 +47,21 @@ def from_utf8(tokens: np.ndarray) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode() for row in np.asarray(tokens)]
 
 
+FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
+
+
+def has_tokenizer(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds a tokenizer's files."""
+    return any((Path(folder) / name).is_file() for name in FILES)
+
+
 def _from_folder(kind: type, folder: str | os.PathLike | None):
     if folder is None:
         return _blank
     if not Path(folder).is_dir():
         raise InputError(f"tokenizer: no such folder: {folder}; give one with tokenizer.json or vocabulary files")
-    files = ("tokenizer.json", "vocab.json", "vocab.txt")
-    if not any((Path(folder) / name).is_file() for name in files):
-        raise InputError(f"tokenizer: {folder} holds none of {', '.join(files)}")
+    if not has_tokenizer(folder):
+        raise InputError(f"tokenizer: {folder} holds none of {', '.join(FILES)}")
     return kind.from_pretrained(folder)
 
 

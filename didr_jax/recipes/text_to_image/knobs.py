@@ -3,6 +3,7 @@
 import ml_collections
 
 from didr_jax.config import base
+from didr_jax.rewards import REWARDS
 
 
 def text_to_image() -> ml_collections.ConfigDict:
@@ -68,28 +69,20 @@ def text_to_image() -> ml_collections.ConfigDict:
 
     config.score = ml_collections.ConfigDict()
     config.score.images = ""  # folder of --mode=score
-    config.score.prompts = ""  # .jsonl, .csv or .tsv with an image name and a prompt a row
+    config.score.prompts = ""  # .jsonl, .csv, .tsv or .parquet with an image name and a prompt a row
     config.score.batch_size = 8
     return config
 
 
 def rewards() -> ml_collections.ConfigDict:
-    """A reward is used if its weights are given; the mix sums weight * (r - centre)/spread (didr_jax.rewards)."""
+    """A reward is used if its own knob is given; the mix sums weight * (r - centre)/spread (didr_jax.rewards).
+
+    Every key but `held_out` and `weights` is told by the rewards' records.
+    """
     section = ml_collections.ConfigDict()
-    section.hps = ""  # HPSv2.1: HPS_v2.1_compressed.pt, its tensors as safetensors, or a CLIP folder
-    section.pickscore = ""  # PickScore_v1 folder
-    section.imagereward = ""  # ImageReward.pt or safetensors
-    section.clipscore = ""  # a CLIP folder
-    section.aesthetic = ""  # sac+logos+ava1-l14-linearMSE.pth or safetensors
-    section.custom = ""  # module:function of your own
-    section.custom_differentiable = False  # made of jax operations; otherwise a black box
-    section.held_out = ("clipscore", "aesthetic")  # measured and never trained on
-    section.weights = ml_collections.ConfigDict(
-        dict(hps=1.0, pickscore=1.0, imagereward=1.0, clipscore=1.0, aesthetic=1.0, custom=1.0)
-    )
-    section.clip = ""  # OpenAI's ViT-L/14 folder, through which aesthetic looks
-    section.clip_tokenizer = ""  # a folder; empty: the reward's own, or the pipeline's
-    section.bert_tokenizer = ""  # bert-base-uncased folder, for imagereward
-    section.dtype = "float32"  # of the rewards' computation
-    section.remat = "blocks"  # of the image towers: as network.remat
+    for record in REWARDS.values():
+        for knob in record.knobs.values():
+            section[knob.key] = knob.default
+    section.held_out = tuple(name for name, record in REWARDS.items() if record.held_out)  # measured, never trained on
+    section.weights = ml_collections.ConfigDict({name: record.weight for name, record in REWARDS.items()})  # in the mix
     return section

@@ -1,95 +1,72 @@
 """From `config.rewards` to a reward mix."""
 
-import jax.numpy as jnp
+from typing import Any
 
 from didr_jax import rewards
+from didr_jax.checks import require_choice
 from didr_jax.diffused_reward import ESTIMATORS, resolve
-from didr_jax.rewards import RewardMix, RewardModel
+from didr_jax.objectives import OBJECTIVES
+from didr_jax.rewards import REWARDS, RewardMix
 from didr_jax.types import InputError
-
-# reward -> {argument of its loader: config.rewards key that fills it}; `dtype` and `remat` are common.
-NETWORKS = {
-    "hps": {"weights": "hps", "tokenizer": "clip_tokenizer"},
-    "pickscore": {"weights": "pickscore", "tokenizer": "clip_tokenizer"},
-    "imagereward": {"weights": "imagereward", "tokenizer": "bert_tokenizer"},
-    "clipscore": {"weights": "clipscore", "tokenizer": "clip_tokenizer"},
-    "aesthetic": {"weights": "aesthetic", "clip": "clip"},
-}
-# reward -> arguments with which its loader reads nothing and has its published architecture.
-PUBLISHED = {
-    "hps": {"weights": None, "tokenizer": None},
-    "pickscore": {"weights": None, "arch": "ViT-H-14"},
-    "imagereward": {"weights": None, "tokenizer": None},
-    "clipscore": {"weights": None, "arch": "ViT-L-14-quickgelu"},
-    "aesthetic": {"weights": None, "clip": None, "arch": "ViT-L-14-quickgelu"},
-}
-REWARDED = ("didr", "dipp", "distar", "refl")  # objectives that need a reward
-CUSTOM = {"path": "custom", "differentiable": "custom_differentiable"}
 
 
 def chosen(section) -> list[str]:
-    """Names of the rewards that the config gives weights for."""
-    return [name for name in (*NETWORKS, "custom") if section[name]]
-
-
-def _options(section, name: str, clip_tokenizer: str | None) -> dict:
-    if name == "custom":
-        return {argument: section[key] for argument, key in CUSTOM.items()}
-    options = {argument: section[key] for argument, key in NETWORKS[name].items()}
-    if options.get("tokenizer") == "" and name in ("pickscore", "clipscore"):
-        options["tokenizer"] = None  # their own folder has one
-    elif options.get("tokenizer") == "" and name == "hps":
-        options["tokenizer"] = clip_tokenizer
-    for argument, value in options.items():
-        if not value and (name, argument) not in (("pickscore", "tokenizer"), ("clipscore", "tokenizer")):
-            raise InputError(f"config.rewards.{NETWORKS[name][argument]} is empty, but the reward {name!r} needs it")
-    return options | _kinds(section)
-
-
-def _kinds(section) -> dict:
-    return {"dtype": jnp.dtype(section.dtype), "remat": section.remat}
-
-
-def load_rewards(section, clip_tokenizer: str | None) -> list[RewardModel]:
-    """All rewards of a config, trained and held out."""
-    return [rewards.load(name, _options(section, name, clip_tokenizer)) for name in chosen(section)]
-
-
-def load_mix(section, clip_tokenizer: str | None) -> RewardMix | None:
-    """The mix of a config; None if it has no reward at all.
+    """Names of the rewards that the config turns on.
 
     Raises:
-      InputError: a weight of zero, weights or tokenizers that cannot be used.
+      InputError: one that does not exist is held out or weighted.
     """
-    return _mix(section, {name: _options(section, name, clip_tokenizer) for name in chosen(section)})
+    for key in ("held_out", "weights"):
+        for name in section[key]:
+            require_choice(f"rewards.{key}", name, REWARDS)
+    return [name for name in REWARDS if section[name]]
 
 
-def outline_mix(objective: str, section) -> RewardMix | None:
-    """The mix of a config as shapes, for plans: published architectures, whatever the paths.  HPSv2.1 alone if the
-    objective needs a reward and none is chosen."""
-    names = chosen(section) or (["hps"] if objective in REWARDED else [])
-    published = lambda name: _options(section, name, None) if name == "custom" else PUBLISHED[name] | _kinds(section)
-    return _mix(section, {name: published(name) for name in names})
+def open_mix(section, clip_tokenizer: str | None, published: bool = False) -> RewardMix | None:
+    """The mix of a config, those trained on that are not held out; None if it has no reward at all.
+
+    Args:
+      section: `config.rewards`.
+      clip_tokenizer: the pipeline's, for rewards that bring none.
+      published: for plans: published architectures without weights or tokenizers, whatever the paths.
+
+    Raises:
+      InputError: a weight of zero, files that cannot be used.
+    """
+    arguments = {name: _arguments(name, section, clip_tokenizer, published) for name in chosen(section)}
+    trained = {name: section.weights[name] for name in arguments if name not in section.held_out}
+    return rewards.load_mix(trained, [n for n in arguments if n not in trained], arguments) if arguments else None
 
 
-def _mix(section, options: dict[str, dict]) -> RewardMix | None:
-    """The mix of the rewards with these loaders' arguments; those that are not held out are trained on."""
-    trained = {name: section.weights[name] for name in options if name not in section.held_out}
-    return rewards.load_mix(trained, [name for name in options if name not in trained], options) if options else None
+def _arguments(name: str, section, clip_tokenizer: str | None, published: bool = False) -> dict[str, Any]:
+    """Of the reward's loader, from its knobs."""
+    record = REWARDS[name]
+    given = {argument: section[knob.key] for argument, knob in record.knobs.items()}
+    for argument, knob in record.knobs.items():
+        if knob.choices:
+            require_choice(f"rewards.{knob.key}", given[argument], knob.choices)
+    if published:
+        return given | record.published
+    for argument, knob in record.knobs.items():
+        if given[argument] != "":
+            continue
+        given[argument] = knob.otherwise(given, clip_tokenizer) if knob.otherwise else None
+        if given[argument] is None:
+            raise InputError(f"config.rewards.{knob.key} is empty, but the reward {name!r} needs it")
+    return given
 
 
 def require_reward(objective: str, section) -> None:
     """Raises InputError if an objective that needs a trained reward has none."""
     trained = set(chosen(section)) - set(section.held_out)
-    if objective in REWARDED and not trained:
-        names = ", ".join((*NETWORKS, "custom"))
+    if OBJECTIVES[objective].needs_reward and not trained:
         raise InputError(
             f"config.align.objective = {objective!r} needs a reward and none is configured: "
-            f"set one of config.rewards.{{{names}}} that is not in config.rewards.held_out"
+            f"set one of config.rewards.{{{', '.join(REWARDS)}}} that is not in config.rewards.held_out"
         )
 
 
-def resolve_estimator(section, mix: RewardMix):
+def resolve_estimator(section, mix: RewardMix | None):
     """The stage's section with `estimator="auto"` resolved, checked against what the mix can do.
 
     Raises:
@@ -100,11 +77,14 @@ def resolve_estimator(section, mix: RewardMix):
     section.estimator = resolve(section.estimator, differentiable)
     if differentiable:
         return section
-    if section.objective in ("dipp", "distar", "refl"):
+    objective = OBJECTIVES[section.objective]
+    if objective.differentiates_reward:
         mix.require_gradient(section.objective)
-    if section.objective == "didr" and ESTIMATORS[section.estimator].differentiates_reward:
+    if not objective.estimates:
+        return section
+    if ESTIMATORS[section.estimator].differentiates_reward:
         mix.require_gradient(section.estimator)
-    if section.objective == "didr" and min(section.num_steps, section.num_samples) < 2:
+    if min(section.num_steps, section.num_samples) < 2:
         raise InputError(
             f"config.align: black-box reward {', '.join(mix.black_boxes)} takes the estimator 'covariance', which "
             f"compares samples: set num_steps and num_samples to 2 or more, not {section.num_steps} "
