@@ -73,7 +73,9 @@ class FewStep:
         """`num_steps` times from `first` on, as a solver would visit them (`Schedule.grid`)."""
         if not 1 <= num_steps <= MAX_STEPS:
             raise ValueError(f"a generator has 1 to {MAX_STEPS} steps, got {num_steps}")
-        return cls(schedule, tuple(np.asarray(schedule.grid(first, num_steps)).tolist()), solver)
+        with jax.ensure_compile_time_eval():  # numbers, also where a program is being traced
+            times = np.asarray(schedule.grid(first, num_steps)).tolist()
+        return cls(schedule, tuple(times), solver)
 
     @property
     def label(self) -> str:

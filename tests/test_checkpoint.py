@@ -109,7 +109,7 @@ def flip(save):
 
 
 def lose(save):
-    (save / "state" / "manifest.ocdbt").unlink()
+    (save / "params" / "manifest.ocdbt").unlink()
 
 
 def lose_meta(save):
@@ -126,6 +126,14 @@ def test_a_damaged_save_is_named_and_the_one_before_it_used(damage, trained, tmp
     assert "pretrain/20 is damaged" in told and "goes on from at step 10" in told
     assert len(list((tmp_path / "run" / "checkpoints" / "corrupt").iterdir())) == 1
     jax.tree.map(np.testing.assert_array_equal, again, products)
+
+
+def test_of_a_finished_stage_only_what_it_leaves_is_read(trained, tmp_path, capsys):
+    shutil.copytree(trained[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "pretrain" / "20" / "state")
+    again = train_tiny(tmp_path / "run", tiny(stages=("pretrain",)))
+    assert "finished at step 20" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, again, trained[1])
 
 
 def test_when_no_save_is_whole_the_run_stops_instead_of_starting_over(trained, tmp_path):

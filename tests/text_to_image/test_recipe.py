@@ -209,16 +209,14 @@ def test_sampling_needs_no_reward_and_no_base(trained, bench, tmp_path):
 
 
 def test_a_stage_is_built_before_any_weights_are_read(bench, monkeypatch):
-    from didr_jax.recipes.text_to_image import backbone, latents
-    from didr_jax.weights import engine
+    from didr_jax.weights import files
 
     def never(*_, **__):
         raise AssertionError("weights were read")
 
     recipe = bench.recipe()
     recipe.task.mix  # the names in a reward's file tell its architecture  # noqa: B018
-    for module in (backbone, latents, engine):
-        monkeypatch.setattr(module, "read_tensors", never, raising=False)
+    monkeypatch.setattr(files, "_read_safetensors", never)
     stage = recipe.align({})
     kinds = lambda tree: jax.tree.map(lambda a: (a.shape, jnp.dtype(a.dtype)), tree)
     monkeypatch.undo()
@@ -274,7 +272,7 @@ def test_the_empty_prompt_is_the_last_row_of_the_table(bench):
     table = bench.recipe().task.conditions
     assert all(len(column) == len(bench.row.tiny.PROMPTS) + 1 for column in table.text.values())
     alone = bench.recipe().task.table([""]).everything["text"]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), alone, table.empty)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, table.empty)
 
 
 def test_adapters_train_on_a_frozen_base_and_export_merged_and_alone(bench, tmp_path):
@@ -434,10 +432,10 @@ def test_a_part_whose_weights_do_not_fit_is_refused_before_prompts_are_embedded(
         ({"data.prompts": "/nowhere.txt"}, ["cannot read /nowhere.txt"]),
         ({"eval.prompts": "/nowhere.txt"}, ["cannot read /nowhere.txt"]),
         ({"image.width": 0}, ["config.image.width = 0"]),
-        ({"network.ta": "half"}, ["config.network.ta", "full or lora"]),
+        ({"network.ta": "half"}, ["config.network.ta", "full, lora"]),
         ({"network.attention": "flash"}, ["config.network.attention", "xla"]),
         ({"network.vae_attention": "flash"}, ["config.network.vae_attention", "xla"]),
-        ({"network.remat": "some"}, ["config.network.remat", "blocks"]),
+        ({"network.remat": "some"}, ["config.network.remat = 'some'", "none"]),
         ({"rewards.hps": "", "rewards.pickscore": "", "rewards.custom": ""}, ["needs a reward", "rewards", "held_out"]),
         ({"rewards.imagereward": "x.pt"}, ["config.rewards.bert_tokenizer is empty"]),
         ({"rewards.custom": "tests.text_to_image.tiny_sdxl:one_score_for_all"}, ["returned shape ()", "for 2 images"]),

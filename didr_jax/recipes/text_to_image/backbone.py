@@ -29,6 +29,7 @@ class Backbone:
     Attributes that a subclass gives:
       part: the network's name in a pipeline, which prefixes the names of adapters.
       text_parts: the sub-folders that the text encoder is read from.
+      config_parts: sub-folders, besides the network's, whose configs every mode reads.
       zero_text: guidance's other branch is zero embeddings; otherwise the embedding of the empty prompt.
       prediction: what the network predicts, a key of `diffusion.PREDICTIONS`.
       shapes: of the network's parameters.
@@ -42,6 +43,7 @@ class Backbone:
 
     part: str
     text_parts: Sequence[str]
+    config_parts: Sequence[str] = ()
     zero_text: bool
     prediction: str
     shapes: PyTree

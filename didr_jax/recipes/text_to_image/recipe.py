@@ -8,9 +8,8 @@ import jax
 from didr_jax.checks import require_choice
 from didr_jax.models.published import PIPELINES
 from didr_jax.models.remat import REMAT
-from didr_jax.objectives import OBJECTIVES
 from didr_jax.recipes.text_to_image import advice, export, report
-from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator
+from didr_jax.recipes.text_to_image.rewards import chosen, open_rewards, require_reward, resolve_estimator, with_reward
 from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.rewards.custom import try_out
 from didr_jax.rewards.scoring import score_folder
@@ -60,8 +59,7 @@ class TextToImage(Recipe):
     def planned(self) -> "TextToImage":
         """With HPSv2.1 if the objective needs a reward and none is chosen."""
         config = self.config.copy_and_resolve_references()
-        if OBJECTIVES[config.align.objective].needs_reward and not chosen(config.rewards):
-            config.rewards.hps = "published"
+        config.rewards = with_reward(config.align.objective, config.rewards)
         return TextToImage(config, self._make_backbone, planning=True)
 
     def check(self, mode: str) -> None:
@@ -88,14 +86,14 @@ class TextToImage(Recipe):
 
     def _check_pipeline(self, mode: str) -> None:
         backbone, config = self.task.backbone, self.config
-        backbone.require([f"{backbone.part}/config.json"])
+        backbone.require([f"{backbone.part}/config.json", *backbone.config_parts])
         wanted = {"{network}": [backbone.part], "text": backbone.text_parts}
         backbone.require([name for part in PARTS[mode] for name in wanted.get(part, [part])])
         if mode == "export":
             backbone.few_step, backbone.scheduler_json  # noqa: B018  (they raise)
             return
         backbone.check()
-        backbone.event_shape, backbone.shapes, backbone.few_step, backbone.prediction  # noqa: B018  (they raise)
+        backbone.prediction, backbone.few_step, backbone.event_shape, backbone.shapes  # noqa: B018  (they raise)
         if mode in ("sample", "eval") and not config.eval.prompts or mode == "train":
             _require_path("data.prompts", config.data.prompts)
         if mode in ("sample", "eval"):
@@ -151,7 +149,7 @@ class TextToImage(Recipe):
     def score(self, _products: Products, run: Run) -> None:
         """scores.csv: any images, by the configured rewards."""
         section = self.config.score
-        models = list(self.task.mix.models.values())
+        models = open_rewards(self.config.rewards, self.task.backbone.clip_tokenizer)
         if is_first_process():
             out = run.path("scores.csv")
             score_folder(section.images, section.prompts, models, out, batch_size=section.batch_size)

@@ -53,6 +53,7 @@ class ZImage(Backbone):
 
     part = "transformer"
     text_parts = PARTS
+    config_parts = ("scheduler",)
     zero_text = False
     prediction = "velocity"
 
@@ -134,6 +135,7 @@ class ZImage(Backbone):
         self._shapes(*self.event_shape[:2], data.max_length)
         if not self.given:
             return
+        _check_scheduler(self.folder, self._scheduler)
         width = Qwen3Config.from_json(part_json(self.folder, "text_encoder")).hidden_size
         if width != arch.cap_feat_dim:
             raise InputError(
@@ -143,13 +145,16 @@ class ZImage(Backbone):
         _require_architecture(self.generator_source(), arch)
 
     @functools.cached_property
+    def _scheduler(self) -> Mapping[str, Any]:
+        return part_json(self.folder, "scheduler", "scheduler_config.json")
+
+    @functools.cached_property
     def scheduler_json(self):
         """The base's, with this config's shift and the generator's solver."""
-        raw = part_json(self.folder, "scheduler", "scheduler_config.json")
-        _check_scheduler(self.folder, raw)
+        _check_scheduler(self.folder, self._scheduler)
         several = len(self.few_step.times) > 1
         stochastic = several and self.few_step.solver == "renoise"
-        return {**raw, "shift": float(self.config.schedule.shift), "stochastic_sampling": stochastic}
+        return {**self._scheduler, "shift": float(self.config.schedule.shift), "stochastic_sampling": stochastic}
 
     @property
     def warnings(self):
