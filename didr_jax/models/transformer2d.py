@@ -72,7 +72,7 @@ class Transformer2D(nn.Module):
 
     `x [b, h, w, c]`, `context [b, m, e]` → `[b, h, w, c]`.  The blocks are one scanned block whose
     parameters have a leading axis of length `layers` (also when it is one): SDXL's ten-layer stacks
-    compile as one layer does.  `unroll` writes them out, which lets XLA optimise across layers.
+    compile as one layer does.
     """
 
     layers: int
@@ -81,7 +81,6 @@ class Transformer2D(nn.Module):
     backend: str = "xla"
     cross_backend: str = "xla"
     remat: str = "none"
-    unroll: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -91,14 +90,13 @@ class Transformer2D(nn.Module):
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, 1e-6, name="norm", **types)(x).reshape(b, h * w, c)
         y = nn.Dense(c, name="proj_in", **types)(y)
-        block = rematerialised(TransformerBlock, self.remat, prevent_cse=self.unroll)
+        block = rematerialised(TransformerBlock, self.remat, prevent_cse=False)
         blocks = nn.scan(
             block,
-            variable_axes={"params": 0, "lora": 0},
-            split_rngs={"params": True, "lora": True},
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=self.layers,
-            unroll=self.layers if self.unroll else 1,
         )
         y, _ = blocks(self.heads, self.backend, self.cross_backend, name="transformer_blocks", **types)(y, context)
         return x + nn.Dense(c, name="proj_out", **types)(y).reshape(b, h, w, c)

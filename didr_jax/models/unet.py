@@ -38,7 +38,6 @@ class UNetBlock(nn.Module):
     backend: str = "xla"
     cross_backend: str = "xla"
     remat: str = "none"
-    unroll: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -54,7 +53,7 @@ class UNetBlock(nn.Module):
         c, level = self.config, self.level
         return Transformer2D(
             c.transformer_layers[level], c.heads[level], c.groups, self.backend, self.cross_backend,
-            self.remat, self.unroll, name=f"attentions_{i}", **self.types(),
+            self.remat, name=f"attentions_{i}", **self.types(),
         )  # fmt: skip
 
 
@@ -106,7 +105,6 @@ class UNet(nn.Module):
       config: the architecture.
       backend, cross_backend: of `attend`, for attention to pixels and to the text.
       remat: what the backward pass recomputes of residual and transformer blocks (`models.remat`).
-      unroll: see `Transformer2D`.
       dtype, param_dtype: of the computation and the parameters.  Norm statistics, softmax and
         sinusoids are float32 in any case.
     """
@@ -115,7 +113,6 @@ class UNet(nn.Module):
     backend: str = "xla"
     cross_backend: str = "xla"
     remat: str = "none"
-    unroll: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -156,7 +153,7 @@ class UNet(nn.Module):
 
         part = functools.partial(
             dict, config=c, backend=self.backend, cross_backend=self.cross_backend,
-            remat=self.remat, unroll=self.unroll, **types,
+            remat=self.remat, **types,
         )  # fmt: skip
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, **types)
         levels = range(len(c.channels))

@@ -73,7 +73,6 @@ class UNetConfig:
     freq_shift: float
     added_time_dim: int | None
     added_dim: int | None
-    sample_size: int | None
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "UNetConfig":
@@ -127,5 +126,4 @@ class UNetConfig:
             freq_shift=r["freq_shift"],
             added_time_dim=r["addition_time_embed_dim"] if text_time else None,
             added_dim=r["projection_class_embeddings_input_dim"] if text_time else None,
-            sample_size=raw.get("sample_size"),
         )
