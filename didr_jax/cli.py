@@ -10,7 +10,7 @@ from ml_collections import config_flags
 from didr_jax import recipes
 from didr_jax.checks import nearest
 from didr_jax.config import flatten
-from didr_jax.planning.plan import make_plan, main_stage
+from didr_jax.planning.plan import main_stage, make_plan
 from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
 from didr_jax.training.exits import RunStopped

@@ -16,8 +16,8 @@ from tiny_runs import REPO, tiny, train_tiny
 
 from didr_jax import closed_form
 from didr_jax.builders import make_schedule
-from didr_jax.training.exits import CannotSave, NotFinite, Preempted
 from didr_jax.objectives import OBJECTIVES
+from didr_jax.training.exits import CannotSave, NotFinite, Preempted
 from didr_jax.training.metrics import RunLog, read_metrics
 from didr_jax.training.parallel import made
 from didr_jax.training.recipe import Recipe

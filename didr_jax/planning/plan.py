@@ -22,9 +22,9 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from didr_jax.planning.targets import Target
 from didr_jax.training import flops
+from didr_jax.training.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, with_places
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.stages import Stage
-from didr_jax.training.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, with_places
 from didr_jax.types import PyTree, Weights
 
 

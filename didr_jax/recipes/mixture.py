@@ -28,6 +28,7 @@ from didr_jax.training.run import Products, Run
 from didr_jax.training.stages import Stage, fit_stage, game_stage
 from didr_jax.training.startup import is_first_process
 from didr_jax.training.step import Networks
+from didr_jax.training.workdir import whole_file
 from didr_jax.types import Weights
 
 
@@ -150,7 +151,8 @@ class Mixture(Recipe):
         generator = run.load({"generator": products["align"]["generator"]})["generator"]
         cloud, path = self.cloud(generator, self.config.sample.num), run.path("samples.npy")
         if is_first_process():
-            np.save(path, cloud)
+            with whole_file(path, binary=True) as file:
+                np.save(file, cloud)
         run.log.say(f"wrote {path}")
 
 

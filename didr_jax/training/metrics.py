@@ -16,6 +16,7 @@ from PIL import Image
 
 from didr_jax.training.exits import CannotSave
 from didr_jax.training.startup import is_first_process
+from didr_jax.training.workdir import whole_file
 from didr_jax.types import InputError
 
 
@@ -107,23 +108,20 @@ class RunLog:
         try:
             self._file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
             self._file.flush()
+            for sink in self._sinks:
+                sink.write(stage, step, values)
         except OSError as error:
-            raise CannotSave(f"could not write to {self._file.name} ({error.strerror}); make room and start again") from error
-        for sink in self._sinks:
-            sink.write(stage, step, values)
+            where = error.filename or self._file.name
+            raise CannotSave(f"could not write to {where} ({error.strerror}); make room and start again") from error
 
     def show(self, stage: str, step: int, pictures: dict) -> None:
         """Pictures `{name: uint8 [h, w] or [h, w, 3]}` as `progress/STAGE/STEP_NAME.png`, and to the trackers; raises
         CannotSave."""
         if self._file is None or not pictures:
             return
-        folder = os.path.join(self._workdir, "progress", stage)
-        try:
-            os.makedirs(folder, exist_ok=True)
-            for name, picture in pictures.items():
-                Image.fromarray(picture).save(os.path.join(folder, f"{step:06d}_{name}.png"))
-        except OSError as error:
-            raise CannotSave(f"could not write to {folder} ({error.strerror}); make room and start again") from error
+        for name, picture in pictures.items():
+            with whole_file(os.path.join(self._workdir, "progress", stage, f"{step:06d}_{name}.png"), binary=True) as file:
+                Image.fromarray(picture).save(file, "PNG")
         for sink in self._sinks:
             sink.show(stage, step, pictures)
 
@@ -133,7 +131,8 @@ class RunLog:
             if self._file is not None:
                 self._file.close()
         for sink in self._sinks:
-            sink.close()
+            with contextlib.suppress(OSError):
+                sink.close()
 
 
 class Progress:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from didr_jax.training.metrics import RunLog, read_metrics
-from didr_jax.training.workdir import write_json
+from didr_jax.training.workdir import whole_file, write_json
 
 COLUMNS = 5  # of curves
 # What the log says besides figures of the training itself.
@@ -45,7 +45,16 @@ def picture_grid(images: np.ndarray, columns: int, gap: int = 2, scale: int = 1)
 
 def save_picture(path: str, picture: np.ndarray) -> None:
     """A PNG of `picture [h, w]` or `[h, w, 3]`, uint8."""
-    Image.fromarray(picture).save(path)
+    with whole_file(path, binary=True) as file:
+        Image.fromarray(picture).save(file, "PNG")
+
+
+def _save_figure(path: str, figure) -> None:
+    try:
+        with whole_file(path, binary=True) as file:
+            figure.savefig(file, format="png", dpi=100)
+    finally:
+        plt.close(figure)
 
 
 def curves(workdir: str) -> None:
@@ -66,8 +75,7 @@ def curves(workdir: str) -> None:
             axis.tick_params(labelsize=7)
         figure.suptitle(stage, fontsize=10)
         figure.tight_layout()
-        figure.savefig(os.path.join(workdir, f"curves_{stage}.png"), dpi=100)
-        plt.close(figure)
+        _save_figure(os.path.join(workdir, f"curves_{stage}.png"), figure)
 
 
 def scatter(path: str, clouds: dict[str, np.ndarray]) -> None:
@@ -78,5 +86,4 @@ def scatter(path: str, clouds: dict[str, np.ndarray]) -> None:
         axis.set_title(title, fontsize=9)
         axis.set_aspect("equal")
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    _save_figure(path, figure)

@@ -1,8 +1,10 @@
 """Watching a run for updates that are not finite, and telling which part of it went bad."""
 
+import contextlib
 import math
 import os
 
+from didr_jax.training.exits import CannotSave
 from didr_jax.training.startup import is_first_process
 from didr_jax.training.workdir import write_json
 
@@ -38,4 +40,5 @@ def write_stopped(workdir: str, stage: str, step: int, figures: dict[str, float]
     if is_first_process():
         text = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
         report = {"stage": stage, "step": step, "message": message, "not_finite": bad_parts(figures), "figures": text}
-        write_json(os.path.join(workdir, "stopped.json"), report)
+        with contextlib.suppress(CannotSave):  # the message is on the screen as well, and the code tells more than a full disk
+            write_json(os.path.join(workdir, "stopped.json"), report)

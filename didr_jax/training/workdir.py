@@ -6,9 +6,11 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import IO
 
 from didr_jax.config import flatten
+from didr_jax.training.exits import CannotSave
 from didr_jax.types import InputError
 
 LAYOUT = 2  # of a workdir; 1, before didr_jax 0.2, kept the products inside the state
@@ -80,14 +82,35 @@ def _require_same(config, raw: dict, workdir: str, free: Sequence[str]) -> None:
         )
 
 
+@contextlib.contextmanager
+def whole_file(path: str, binary: bool = False) -> Iterator[IO]:
+    """A file to write to that is there whole or not at all, whenever the process or the machine dies.
+
+    Its folder is made.
+
+    Raises:
+      CannotSave: it could not be written; what stood there before still does.
+    """
+    temporary = f"{path}.tmp"
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with open(temporary, "wb") if binary else open(temporary, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        if isinstance(error, OSError):
+            raise CannotSave(f"could not write {path} ({error.strerror or error}); make room and start again") from error
+        raise
+
+
 def write_json(path: str, content, sort_keys: bool = False) -> None:
-    """Writes all of a file or nothing of it, whenever the process or the machine dies."""
-    temporary = path + ".tmp"
-    with open(temporary, "w") as file:
+    """A `whole_file` of JSON."""
+    with whole_file(path) as file:
         json.dump(content, file, indent=2, sort_keys=sort_keys)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @contextlib.contextmanager
@@ -101,19 +124,23 @@ def lock(workdir: str):
       InputError: another run holds it; it is named.
     """
     path = os.path.join(workdir, ".lock")
-    with open(path, "a+") as file:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise InputError(f"--workdir={workdir}: {path} cannot be opened ({error.strerror}); remove it") from None
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                yield
-                return
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise InputError(
-                f"--workdir={workdir} is in use by a live run ({holder}); wait for it, stop it, or choose another"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                holder = os.read(descriptor, 1000).decode(errors="replace").strip() or "unknown"
+                raise InputError(
+                    f"--workdir={workdir} is in use by a live run ({holder}); wait for it, stop it, or choose another"
+                ) from None
+        else:
+            with contextlib.suppress(OSError):  # others are told who holds it, where there is room to tell
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
+    finally:
+        os.close(descriptor)

@@ -13,8 +13,8 @@ from didr_jax.diffusion import guide  # noqa: E402
 from didr_jax.recipes.text_to_image.task import Task  # noqa: E402
 from didr_jax.recipes.text_to_image.zimage import ZImage  # noqa: E402
 from didr_jax.sampling import denoise  # noqa: E402
-from tests.text_to_image import tiny_zimage as tiny  # noqa: E402
 from tests.parity.oracle import QUICK, assert_close, nchw  # noqa: E402
+from tests.text_to_image import tiny_zimage as tiny  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ diffusers = pytest.importorskip("diffusers")
 from configs import sdxl  # noqa: E402
 from didr_jax.recipes.text_to_image.stable_diffusion import StableDiffusion  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
+from tests.parity.oracle import assert_close  # noqa: E402
 from tests.text_to_image import runs  # noqa: E402
 from tests.text_to_image import tiny_sdxl as tiny  # noqa: E402
-from tests.parity.oracle import assert_close  # noqa: E402
 
 TIMESTEPS = (999, 749, 499, 249)
 SHAPE = (4, tiny.HEIGHT // 2, tiny.WIDTH // 2)  # of a latent, channels first

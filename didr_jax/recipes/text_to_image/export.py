@@ -41,7 +41,6 @@ def write_export(task: Task, params: PyTree, folder: str) -> None:
     write_safetensors(os.path.join(part, WEIGHTS), to_torch(params, backbone.table, dtype=dtype), max_bytes=SHARD)
     write_json(os.path.join(part, "config.json"), dict(backbone.config_json))
     if backbone.scheduler_json is not None:
-        os.makedirs(os.path.join(folder, "scheduler"), exist_ok=True)
         write_json(os.path.join(folder, "scheduler", "scheduler_config.json"), dict(backbone.scheduler_json))
 
 

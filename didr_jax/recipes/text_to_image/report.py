@@ -15,6 +15,7 @@ from didr_jax.training.evaluation import Verdict, over_rows
 from didr_jax.training.reports import curves, picture_grid, save_picture, write_summary
 from didr_jax.training.run import Products, Run
 from didr_jax.training.startup import is_first_process
+from didr_jax.training.workdir import whole_file
 from didr_jax.types import PyTree, Weights
 
 Generator = tuple[PyTree, PyTree | None]  # (parameters, adapter)
@@ -142,12 +143,11 @@ def sample(task: Task, products: Products, run: Run) -> None:
     images, _ = judge.run(frozen, trained(task, frozen, products, run))
     folder = run.path("samples")
     if is_first_process():
-        os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, "prompts.jsonl"), "w", encoding="utf-8") as file:
-            for i, (image, prompt) in enumerate(zip(to_bytes(images), judge.table.prompts, strict=True)):
-                name = f"{i:05d}.png"
-                save_picture(os.path.join(folder, name), image)
-                file.write(json.dumps({"image": name, "prompt": prompt}, ensure_ascii=False) + "\n")
+        for i, image in enumerate(to_bytes(images)):
+            save_picture(os.path.join(folder, f"{i:05d}.png"), image)
+        with whole_file(os.path.join(folder, "prompts.jsonl")) as file:
+            for i, prompt in enumerate(judge.table.prompts):
+                file.write(json.dumps({"image": f"{i:05d}.png", "prompt": prompt}, ensure_ascii=False) + "\n")
     run.log.say(f"wrote {len(images)} images and prompts.jsonl to {folder}")
 
 
