@@ -9,7 +9,6 @@ import pytest
 from configs import digits
 from didr_jax import recipes
 from didr_jax.training.validate import validate
-from didr_jax.training.workdir import claim_workdir, make_workdir
 from didr_jax.types import InputError
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -80,18 +79,6 @@ def test_missing_config_and_missing_config_file(tmp_path):
 def test_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     refuses(run(DIGITS, workdir=tmp_path / "file" / "run"), "--workdir", "choose another")
-
-
-def test_workdir_of_another_config_is_refused_naming_the_keys(tmp_path):
-    config = digits.get_config()
-    make_workdir(str(tmp_path))
-    claim_workdir(config, str(tmp_path))
-    claim_workdir(config, str(tmp_path))  # the same again is welcome
-    config.log.every = 7  # and so is another cadence of logging
-    claim_workdir(config, str(tmp_path))
-    config.align.beta, config.seed = 0.25, 3
-    with pytest.raises(InputError, match=r"align\.beta \(.*0\.25 now\); seed \(0 then, 3 now\)"):
-        claim_workdir(config, str(tmp_path))
 
 
 def test_sampling_an_unfinished_run_says_so(tmp_path):

@@ -8,16 +8,28 @@ import optax
 
 from didr_jax.types import Array, PyTree
 
-# name -> (learning-rate schedule, settings) -> optax transformation.  Bytes of state per parameter, in
-# float32: adamw 8 (6 with a bfloat16 first moment), lion and sgd 4 (2), adafactor 4, or almost none with b1 = 0.
+# name -> (learning-rate schedule, settings) -> optax transformation.  Bytes of state per parameter: adamw 8, lion,
+# sgd and adafactor 4; 2 less with first moments in bfloat16; with b1 = 0, sgd none and adafactor almost none (a row
+# and a column of each matrix).  Adafactor's rate is relative to the parameters' root mean square, it decays its
+# second moment by a schedule of its own, and its weight decay is made to follow the rate as the others' does.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": lambda lr, c: optax.adamw(lr, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mu_dtype=c.moment_dtype),
     "adafactor": lambda lr, c: optax.adafactor(
-        lr, weight_decay_rate=c.weight_decay or None, momentum=c.b1 or None, dtype_momentum=c.moment_dtype
+        lr,
+        momentum=c.b1 or None,
+        dtype_momentum=c.moment_dtype,
+        weight_decay_rate=(lambda step: c.weight_decay * lr(step)) if c.weight_decay else None,
     ),
     "lion": lambda lr, c: optax.lion(lr, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mu_dtype=c.moment_dtype),
-    "sgd": lambda lr, c: optax.sgd(lr, momentum=c.b1 or None, accumulator_dtype=c.moment_dtype),
+    "sgd": lambda lr, c: optax.chain(
+        optax.trace(c.b1, accumulator_dtype=c.moment_dtype) if c.b1 else optax.identity(),
+        optax.add_decayed_weights(c.weight_decay),
+        optax.scale_by_learning_rate(lr),
+    ),
 }
+
+# The knob by which the moment that `moment_dtype` stores decays.
+MOMENT_DECAY = {"adamw": "b1", "adafactor": "b1", "lion": "b2", "sgd": "b1"}
 
 
 def learning_rate(config, num_steps: int) -> optax.Schedule:
@@ -30,10 +42,25 @@ def learning_rate(config, num_steps: int) -> optax.Schedule:
 
 def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
     """The optimiser of an `optimizer` config section, for a run of `num_steps` updates."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        OPTIMIZERS[config.name](learning_rate(config, num_steps), config),
-    )
+    rule = OPTIMIZERS[config.name](learning_rate(config, num_steps), config)
+    return _in_float32(optax.chain(optax.clip_by_global_norm(config.clip), rule))
+
+
+def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` with its arithmetic in float32, whatever parameters and moments are stored in.
+
+    In bfloat16 a decay of 0.9 is 0.898 and one of 0.999 is 1.  Second moments are stored in float32 even for
+    parameters in bfloat16: it cannot tell apart what one update changes in them.
+    """
+
+    def wide(tree):
+        return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x, tree)
+
+    def update(grads, state, params=None):
+        updates, new_state = tx.update(wide(grads), wide(state), wide(params))
+        return updates, jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
+
+    return optax.GradientTransformation(lambda params: tx.init(wide(params)), update)
 
 
 def guarded_update(

@@ -6,7 +6,7 @@ from didr_jax.diffused_reward import ESTIMATORS
 from didr_jax.diffusion import PREDICTIONS
 from didr_jax.objectives import OBJECTIVES, WEIGHTINGS
 from didr_jax.schedules import Schedule
-from didr_jax.training.optim import OPTIMIZERS
+from didr_jax.training.optim import MOMENT_DECAY, OPTIMIZERS
 from didr_jax.training.parallel import parse_rules
 
 
@@ -34,11 +34,27 @@ def validate(config) -> None:
         require(stage.micro_batches >= 1, f"{name}.micro_batches", stage.micro_batches, "must be at least 1")
         if "objective" in stage:
             _validate_game(name, stage, schedule)
+        require(0 <= stage.ema < 1, f"{name}.ema", stage.ema, "must lie in [0, 1)")
         for part in ("optimizer", "generator_optimizer", "ta_optimizer"):
             if part in stage:
-                require_choice(f"{name}.{part}.name", stage[part].name, OPTIMIZERS)
-                require(stage[part].lr > 0, f"{name}.{part}.lr", stage[part].lr, "must be positive")
-                require_choice(f"{name}.{part}.moment_dtype", stage[part].moment_dtype, ("float32", "bfloat16"))
+                _validate_optimizer(f"{name}.{part}", stage[part])
+
+
+def _validate_optimizer(where: str, section) -> None:
+    require_choice(f"{where}.name", section.name, OPTIMIZERS)
+    require_choice(f"{where}.moment_dtype", section.moment_dtype, ("float32", "bfloat16"))
+    for knob in ("lr", "clip", "eps"):
+        require(section[knob] > 0, f"{where}.{knob}", section[knob], "must be positive")
+    for knob in ("warmup", "weight_decay"):
+        require(section[knob] >= 0, f"{where}.{knob}", section[knob], "must not be negative")
+    for knob in ("b1", "b2"):
+        require(0 <= section[knob] < 1, f"{where}.{knob}", section[knob], "must lie in [0, 1)")
+    if section.moment_dtype == "bfloat16":
+        knob = MOMENT_DECAY[section.name]
+        rule = (
+            f"a moment in bfloat16 never forgets above 255/256; lower {knob} (lion's authors: b2=0.99), or moment_dtype=float32"
+        )
+        require(section[knob] < 255 / 256, f"{where}.{knob}", section[knob], rule)
 
 
 def _validate_game(name: str, stage, schedule: Schedule) -> None:
