@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from didr_jax.models.clip import VisionConfig
 from didr_jax.models.encoder import Attention, Encoder, Mlp
 from didr_jax.models.remat import rematerialised
+from didr_jax.models.rows import Network
 from didr_jax.types import Array
 
 
@@ -94,7 +95,7 @@ class TextEncoder(nn.Module):
         return layers(c, self.dtype, self.param_dtype, name="layers")(x, mask, image)[0]
 
 
-class LinearHead(nn.Module):
+class LinearHead(Network):
     """Five dense layers with nothing between them, in float32: the head of ImageReward and of Aesthetic.
 
     Both were trained with dropout only; the activations in their sources are commented out.
@@ -109,7 +110,7 @@ class LinearHead(nn.Module):
         return x[:, 0]
 
 
-class ImageReward(nn.Module):
+class ImageReward(Network):
     """Raw, not yet standardised ImageReward of an image and a prompt."""
 
     vision: VisionConfig = VIT_L_16

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from didr_jax.models.encoder import Encoder
+from didr_jax.models.rows import Network
 from didr_jax.types import Array, InputError
 
 
@@ -68,7 +69,7 @@ def architecture(name: str) -> tuple[VisionConfig, TextConfig]:
     return ARCHITECTURES[name]
 
 
-class VisionTower(nn.Module):
+class VisionTower(Network):
     """Image tower: patches and a class token through a pre-norm encoder."""
 
     config: VisionConfig
@@ -112,7 +113,7 @@ class TextOutput(NamedTuple):
     embedding: Array  # [b, e]     projected `pooled` (`pooled` itself without a projection), not unit length
 
 
-class TextTower(nn.Module):
+class TextTower(Network):
     """Text tower: causal, so padding after the end-of-text token never reaches the pooled embedding."""
 
     config: TextConfig

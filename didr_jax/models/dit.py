@@ -7,6 +7,7 @@ products are fast and convolutions are not.
 import flax.linen as nn
 import jax.numpy as jnp
 
+from didr_jax.models.rows import Network
 from didr_jax.types import Array
 
 
@@ -34,7 +35,7 @@ class Block(nn.Module):
         return x + gate2 * nn.Dense(width)(nn.gelu(nn.Dense(self.mlp_ratio * width)(y)))
 
 
-class DiT(nn.Module):
+class DiT(Network):
     """Predicts an image-shaped quantity from a noisy image, a time and a class.
 
     Attributes:
@@ -70,7 +71,7 @@ class DiT(nn.Module):
         return out.reshape(b, rows, columns, self.patch, self.patch, c).swapaxes(2, 3).reshape(b, h, w, c)
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """A plain perceptron on the flattened input and, if given, a condition vector.
 
     Call: `(x [b, ...], condition [b, k] or None) -> (output [b, out], last hidden layer [b, width])`.
@@ -92,7 +93,7 @@ class MLP(nn.Module):
         return nn.Dense(self.out)(hidden), hidden
 
 
-class PointNet(nn.Module):
+class PointNet(Network):
     """An MLP on points `[b, d]` and a time `[b]`, residual in its hidden layers; returns `[b, d]`."""
 
     width: int = 128

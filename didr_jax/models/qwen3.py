@@ -16,6 +16,7 @@ from flax import linen as nn
 from didr_jax.models.attention import attend
 from didr_jax.models.config import check_config
 from didr_jax.models.rotary import rotary_table, rotate_halves
+from didr_jax.models.rows import Network
 from didr_jax.types import Array, InputError
 
 # Values that other members of the class use and this port does not do.
@@ -117,7 +118,7 @@ class Layer(nn.Module):
         return x + MLP(self.config, **types, name="mlp")(norm(name="post_attention_layernorm")(x)), None
 
 
-class Qwen3(nn.Module):
+class Qwen3(Network):
     """Token ids to hidden states; layers are stacked along a leading axis and scanned.
 
     Attributes:

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from didr_jax.models.remat import rematerialised
 from didr_jax.models.resnet import Downsample, GroupNorm, ResnetBlock, Upsample
+from didr_jax.models.rows import Network
 from didr_jax.models.sinusoid import sinusoid
 from didr_jax.models.transformer2d import Transformer2D
 from didr_jax.models.unet_config import UNetConfig
@@ -98,7 +99,7 @@ class UpBlock(UNetBlock):
         return x
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """UNet2DConditionModel: predicts ε or v as the checkpoint was trained to.
 
     Attributes:

@@ -14,6 +14,7 @@ from flax import linen as nn
 from didr_jax.models.config import check_config
 from didr_jax.models.remat import rematerialised
 from didr_jax.models.resnet import Downsample, GroupNorm, ResnetBlock, Upsample
+from didr_jax.models.rows import Network
 from didr_jax.models.transformer2d import Attention
 from didr_jax.types import Array, InputError
 
@@ -175,7 +176,7 @@ class Decoder(VAEPart):
         return self.head(x, c.out_channels)
 
 
-class AutoencoderKL(VAEPart):
+class AutoencoderKL(Network, VAEPart):
     """Encoder and decoder; call a method: `vae.apply({"params": p}, z, method="decode")`.
 
     Attributes:

@@ -28,6 +28,7 @@ from flax import linen as nn
 from didr_jax.models.attention import attend
 from didr_jax.models.remat import rematerialised
 from didr_jax.models.rotary import rotary_table, rotate_pairs
+from didr_jax.models.rows import Network
 from didr_jax.models.sinusoid import sinusoid
 from didr_jax.models.zimage_config import TIME_WIDTH, ZImageConfig
 from didr_jax.types import Array, InputError
@@ -155,7 +156,7 @@ class FinalLayer(nn.Module):
         return nn.Dense(self.config.patch_size**2 * self.config.in_channels, **types, name="linear")(norm(x) * scale)
 
 
-class ZImageTransformer(nn.Module):
+class ZImageTransformer(Network):
     """The Z-Image backbone; blocks of a stage are stacked along a leading axis and scanned.
 
     Attributes:

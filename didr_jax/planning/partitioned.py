@@ -1,0 +1,215 @@
+"""What one device does of a program that XLA has split: its matrix products, and what it sends to the others.
+
+XLA's partitioner turns a step over many devices into the program that each of them runs, collectives included.  Its
+text is enough to count both, long before a backend makes machine code of it (`after_partitioning`).
+
+    products      operations of dot products and convolutions, as `training.flops` counts them in the jaxpr; a program
+                  that is split well has 1/n of them on each of n devices
+    collectives   what crosses between devices: with parameters split over devices, parameters and their gradients
+"""
+
+import dataclasses
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+WIDTH = {"pred": 1, "s4": 0.5, "u4": 0.5} | {  # bytes of an entry
+    f"{kind}{bits}": bits / 8 for kind, sizes in {"s": (8, 16, 32, 64), "u": (8, 16, 32, 64), "f": (16, 32, 64), "bf": (16,),
+    "c": (64, 128)}.items() for bits in sizes
+}  # fmt: skip
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
+               "collective-broadcast")  # fmt: skip
+# Options of a compilation that write the program after the partitioner into a folder, as text.
+DUMP = {"xla_dump_hlo_pass_re": "spmd-partitioning"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One instruction: `kind`, the dimensions of the arrays that enter and leave, their bytes (the larger of both
+    sides), how often a step runs it, and the operation of the network that it serves."""
+
+    kind: str
+    shapes: tuple[tuple[int, ...], ...]
+    bytes: float
+    times: int
+    operation: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Partitioned:
+    """Of one device and one call of the program: operations of products, and all collectives."""
+
+    products: float
+    collectives: tuple[Collective, ...]
+
+    @property
+    def bytes(self) -> float:
+        """That pass through collectives, each counted as often as it runs."""
+        return sum(c.bytes * c.times for c in self.collectives)
+
+
+@dataclasses.dataclass
+class _Instruction:
+    name: str
+    type: str
+    op: str
+    operands: list[str]
+    rest: str  # attributes; of a constant its value
+
+
+def read(text: str) -> Partitioned:
+    """Counts in a program's text (HLO).  Loops count as often as they run where that is written in their condition,
+    else once; of a conditional the branch with most products counts."""
+    computations, entry = _computations(text)
+    types = {i.name: i.type for instructions in computations.values() for i in instructions}
+    found: dict[str, Partitioned] = {}
+
+    def total(name: str) -> Partitioned:
+        if name not in found:
+            products, collectives = 0.0, []
+            for instruction in computations[name]:
+                if instruction.op in PRODUCTS:
+                    products += PRODUCTS[instruction.op](instruction, types)
+                kind = instruction.op.removesuffix("-start")
+                if kind in COLLECTIVES:
+                    collectives.append(_collective(kind, instruction, types))
+                times, inner = _called(instruction, computations)
+                branches = [total(branch) for branch in inner if branch in computations]
+                if branches:
+                    dearest = max(branches, key=lambda branch: branch.products)
+                    products += times * dearest.products
+                    collectives += [dataclasses.replace(c, times=times * c.times) for c in dearest.collectives]
+            found[name] = Partitioned(products, tuple(collectives))
+        return found[name]
+
+    return total(entry)
+
+
+def texts(folder: str | os.PathLike, patience: float = 3600.0) -> tuple[str, str]:
+    """(the whole program before the partitioner, one device's after it) that a compilation with the options `DUMP` and
+    `xla_dump_to=folder` writes, as soon as they are there.
+
+    For a thread beside the compilation: the partitioner takes a small part of the time that the backend takes.
+
+    Raises:
+      TimeoutError: they are not there after `patience` seconds.
+    """
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        found = [list(Path(folder).glob(f"*.{side}_spmd-partitioning*.txt")) for side in ("before", "after")]
+        if all(found):
+            whole, part = (paths[0].read_text() for paths in found)
+            if re.search(r"^ENTRY .*\n(?:  .*\n)*}\s*\Z", part, re.M):  # written to its end
+                return whole, part
+        time.sleep(0.1)
+    raise TimeoutError(f"no program after spmd-partitioning in {folder}")
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    """{name: instructions} and the name of the entry."""
+    computations, entry, current = {}, "", None
+    for line in text.splitlines():
+        if line.startswith(("%", "ENTRY ")):
+            name = re.search(r"%([\w.\-]+)", line)[1]
+            current = computations[name] = []
+            entry = name if line.startswith("ENTRY") else entry
+        elif current is not None and (m := re.match(r"\s+(?:ROOT )?%([\w.\-]+) = (.*)", line)):
+            current.append(_instruction(m[1], m[2]))
+    return computations, entry
+
+
+def _instruction(name: str, rest: str) -> _Instruction:
+    if rest.startswith("("):
+        end = _closing(rest, 0) + 1
+    else:
+        end = rest.index(" ")
+    kind, rest = rest[:end], rest[end:].lstrip()
+    start = rest.index("(")
+    end = _closing(rest, start)
+    inside = rest[start + 1 : end]
+    value = inside if rest[:start] == "constant" else ""
+    return _Instruction(name, kind, rest[:start], re.findall(r"%([\w.\-]+)", inside), value or rest[end + 1 :])
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the bracket at `start` closes."""
+    depth = 0
+    for m in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if m[0] == "(" else -1
+        if not depth:
+            return m.start()
+    raise ValueError(f"unbalanced brackets in a program: {text[:80]}")
+
+
+def _arrays(kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(type, dimensions) of the arrays in a type's text."""
+    for name, sizes in re.findall(r"([a-z]\w*)\[([\d,<= ]*)\]", kind):
+        yield name, tuple(int(n) for n in re.findall(r"\d+", sizes))
+
+
+def _shape(kind: str) -> tuple[int, ...]:
+    return next(_arrays(kind))[1]
+
+
+def _bytes(kind: str) -> float:
+    return sum(math.prod(shape) * WIDTH.get(name, 1) for name, shape in _arrays(kind))
+
+
+def _list(attribute: str, rest: str) -> list[int]:
+    found = re.search(attribute + r"=\{([\d,]*)\}", rest)
+    return [int(n) for n in found[1].split(",") if n] if found else []
+
+
+def _dot(instruction: _Instruction, types: Mapping[str, str]) -> float:
+    left = _shape(types[instruction.operands[0]])
+    depth = math.prod(left[d] for d in _list("lhs_contracting_dims", instruction.rest))
+    return 2.0 * math.prod(_shape(instruction.type)) * depth
+
+
+def _convolution(instruction: _Instruction, types: Mapping[str, str]) -> float:
+    """As `flops`: padding counts as image, the zeros between the entries of a dilated image do not."""
+    kernel = _shape(types[instruction.operands[1]])
+    labels = re.search(r"dim_labels=\w+_(\w+)->", instruction.rest)[1]
+    depth = math.prod(n for n, label in zip(kernel, labels) if label != "o")
+    dilation = re.search(r"lhs_dilate=([\dx]+)", instruction.rest)
+    zeros = math.prod(int(n) for n in dilation[1].split("x")) if dilation else 1
+    return 2.0 * math.prod(_shape(instruction.type)) * depth / zeros
+
+
+PRODUCTS = {"dot": _dot, "convolution": _convolution}
+
+
+def _collective(kind: str, instruction: _Instruction, types: Mapping[str, str]) -> Collective:
+    sides = ["".join(types[name] for name in instruction.operands), instruction.type]
+    shapes = tuple(shape for side in sides for _, shape in _arrays(side))
+    operation = re.search(r'op_name="([^"]*)"', instruction.rest)
+    return Collective(kind, shapes, max(map(_bytes, sides)), 1, operation[1] if operation else "")
+
+
+def _called(instruction: _Instruction, computations: Mapping[str, list[_Instruction]]) -> tuple[int, list[str]]:
+    """How often an instruction runs other computations, and which of them (one, or alternatives)."""
+    rest = instruction.rest
+    if instruction.op == "while":
+        condition, body = (re.search(rf"{part}=%([\w.\-]+)", rest)[1] for part in ("condition", "body"))
+        return _repeats(rest, computations[condition]), [body]
+    if instruction.op == "conditional":
+        branches = re.search(r"branch_computations=\{([^}]*)\}", rest)
+        return 1, re.findall(r"%([\w.\-]+)", branches[1]) if branches else re.findall(r"\w+_computation=%([\w.\-]+)", rest)
+    if instruction.op in ("call", "fusion", "async-start"):
+        return 1, re.findall(r"(?:to_apply|calls|called_computation)=%([\w.\-]+)", rest)
+    return 1, []
+
+
+def _repeats(rest: str, condition: list[_Instruction]) -> int:
+    """How often a loop runs that counts from zero to a constant; 1 if it is another kind of loop."""
+    if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', rest):
+        return int(known[1])
+    constants = {i.name: int(i.rest) for i in condition if i.op == "constant" and i.rest.lstrip("-").isdigit()}
+    compared = [i for i in condition if i.op == "compare" and "direction=LT" in i.rest and i.operands[-1] in constants]
+    return constants[compared[0].operands[-1]] if len(compared) == 1 else 1
