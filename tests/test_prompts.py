@@ -3,13 +3,16 @@
 import json
 import sys
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
 from didr_jax.text.cache import cached, digest_files, digest_texts
+from didr_jax.text.encoder import text_encoder
 from didr_jax.text.prompts import read_prompts
-from didr_jax.types import InputError
+from didr_jax.types import InputError, Weights
 
 PROMPTS = ["ein Haus, groß", 'a "red" cat', "dog"]
 FILES = {
@@ -70,34 +73,51 @@ def test_bytes_that_are_no_text(tmp_path):
         read_prompts(tmp_path / "p.txt")
 
 
-def encoder():
-    """Embeddings that tell the prompt, and the sizes of the batches that were asked for."""
-    asked = []
+def encoder(encode=None, log=None):
+    """Makes an encoder that tells the prompt's length, and logs when it is made, loaded and given a batch."""
+    log = [] if log is None else log
 
-    def encode(prompts):
-        asked.append(len(prompts))
-        return {"length": np.array([[len(p)] for p in prompts], np.float32), "one": np.ones((len(prompts), 2, 3))}
+    def tokenize(prompts):
+        log.append(len(prompts))
+        return {"length": np.array([[len(p)] for p in prompts], np.float32)}
 
-    return encode, asked
+    def fill(shapes, shardings):
+        log.append("loaded")
+        return {"one": jnp.ones((2, 3))}
+
+    def ours(params, tokens):
+        return tokens | {"one": jnp.broadcast_to(params["one"], (len(tokens["length"]), 2, 3))}
+
+    def make():
+        log.append("made")
+        return text_encoder(Weights({"one": jax.ShapeDtypeStruct((2, 3), jnp.float32)}, fill), tokenize, encode or ours)
+
+    return make
 
 
 def test_embeddings_are_computed_once_and_mapped(tmp_path):
-    encode, asked = encoder()
-    prompts = ["a", "bb", "ccc", "dddd", "eeeee"]
-    get = lambda dtype: cached(tmp_path / "new" / "cache", "key", prompts, encode, dtype=dtype, batch_size=2, say=str)
+    make, prompts = encoder(log=(log := [])), ["a", "bb", "ccc", "dddd", "eeeee"]
+    get = lambda dtype: cached(tmp_path / "new" / "cache", "key", prompts, make, dtype=dtype, batch_size=2, say=str)
+    once = ["made", 1, "loaded", 2, 2, 2]  # the first call tells the shapes; the last batch is filled up
     for _ in range(2):
         arrays = get("float32")
         np.testing.assert_array_equal(arrays["length"][:, 0], [1, 2, 3, 4, 5])
         assert arrays["one"].shape == (5, 2, 3) and isinstance(arrays["one"], np.memmap)
-        assert asked == [2, 2, 2]
-    assert get("float16")["length"].dtype == np.float16 and len(asked) == 6
+        assert log == once
+    assert get("float16")["length"].dtype == np.float16 and log == 2 * once
     assert sorted(p.name for p in (tmp_path / "new" / "cache").iterdir()) == ["key-float16", "key-float32"]
+
+
+def test_nothing_of_the_encoder_stays_in_memory(tmp_path):
+    before = len(jax.live_arrays())
+    cached(tmp_path, "key", ["a", "bb"], encoder(), batch_size=1, say=str)
+    assert len(jax.live_arrays()) == before
 
 
 def test_bfloat16_and_integers_come_back_as_they_are(tmp_path):
     values = np.float32([[1e30, -0.3], [7e4, 1e-30]])
-    encode = lambda prompts: {"caption": values, "length": np.int32([3, 700])}
-    get = lambda dtype: cached(tmp_path, "key", ["a", "b"], encode, dtype=dtype, batch_size=2, say=str)
+    make = encoder(lambda params, tokens: {"caption": jnp.asarray(values), "length": jnp.array([3, 700])})
+    get = lambda dtype: cached(tmp_path, "key", ["a", "b"], make, dtype=dtype, batch_size=2, say=str)
     for _ in range(2):
         arrays = get("bfloat16")
         assert arrays["caption"].dtype == ml_dtypes.bfloat16 and isinstance(arrays["caption"], np.memmap)
@@ -108,20 +128,20 @@ def test_bfloat16_and_integers_come_back_as_they_are(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["key-bfloat16"]
 
 
-def test_a_failure_leaves_no_entry(tmp_path):
-    def encode(prompts):
+def test_a_failure_leaves_nothing(tmp_path):
+    def fails():
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        cached(tmp_path, "key", ["a"], encode, say=str)
-    encode, _ = encoder()
-    assert cached(tmp_path, "key", ["abc"], encode, say=str)["length"] == 3
+        cached(tmp_path, "key", ["a"], fails, say=str)
+    assert not list(tmp_path.iterdir())
+    assert cached(tmp_path, "key", ["abc"], encoder(), say=str)["length"] == 3
 
 
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="config.data.cache.*choose another"):
-        cached(tmp_path / "file" / "cache", "key", ["a"], encoder()[0], say=str)
+        cached(tmp_path / "file" / "cache", "key", ["a"], encoder(), say=str)
 
 
 def test_digests_tell_contents_and_nothing_else(tmp_path):

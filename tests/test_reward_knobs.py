@@ -15,8 +15,12 @@ from didr_jax.recipes.text_to_image.rewards import chosen, open_mix, require_rew
 from didr_jax.rewards import REWARDS  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from tests.parity.vocabularies import save_clip_tokenizer  # noqa: E402
+<<<<<<< HEAD
+=======
+from tests.text_to_image.tiny_sdxl import save_clip  # noqa: E402
+>>>>>>> rewards
 
-REDNESS = {"custom": "tests.tiny_pipeline:redness"}
+REDNESS = {"custom": "tests.text_to_image.tiny_sdxl:redness"}
 DEFAULTS = {
     "hps": "", "pickscore": "", "imagereward": "", "clipscore": "", "aesthetic": "", "custom": "",
     "custom_differentiable": False, "held_out": ("clipscore", "aesthetic"), "clip": "", "clip_tokenizer": "",

@@ -12,9 +12,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from didr_jax.text.encoder import TextEncoder
 from didr_jax.types import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -45,63 +47,80 @@ def cached(
     cache: str | os.PathLike,
     key: str,
     prompts: Sequence[str],
-    encode: Callable[[Sequence[str]], Arrays],
+    make_encoder: Callable[[], TextEncoder],
     *,
     dtype: str = "float16",
     batch_size: int = 32,
     say: Callable[[str], None] = print,
 ) -> Arrays:
-    """`encode(prompts)`, from disk if it is there.
+    """The embeddings of prompts, from disk if they are there.
 
     Args:
       cache: folder of entries; made if missing.
       key: digest of all that the values depend on besides `dtype`.
       prompts: n strings.
-      encode: b strings -> {name: [b, ...]}; always called with `batch_size` strings, so that it compiles once.
+      make_encoder: called where there is no such entry; its weights are held while the entry is written and no longer.
       dtype: of floating-point arrays on disk, `float16`, `bfloat16` or `float32`; integers stay as they are.
-      batch_size: b.
+      batch_size: prompts encoded at once, always so many, so that the encoder compiles once.
       say: told what is computed, and where it went.
 
     Returns:
       {name: memory map [n, ...]}.
 
     Raises:
-      InputError: the cache cannot be written, or a value is beyond the range of float16.
+      InputError: the cache cannot be written, a value is beyond the range of float16, or the encoder cannot be read.
     """
     entry = Path(cache).expanduser() / f"{key}-{dtype}"
     if not entry.is_dir():
         say(f"embedding {len(prompts):,} prompts into {entry}")
+        partial = _begin(entry)
         try:
-            _write(entry, prompts, encode, jnp.dtype(dtype), batch_size)
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"config.data.cache: cannot write {entry} ({reason}); choose another") from error
+            _write(partial, prompts, make_encoder(), jnp.dtype(dtype), batch_size)
+            _publish(partial, entry)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # not there any more if all went well
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(entry.glob("*.npy"))}
     # numpy's format has no bfloat16: it comes back as two bytes without a meaning
     return {name: array.view(jnp.bfloat16) if array.dtype.kind == "V" else array for name, array in arrays.items()}
 
 
-def _write(entry: Path, prompts, encode, dtype: np.dtype, batch_size: int) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.partial-", dir=entry.parent))
+def _begin(entry: Path) -> Path:
+    """A folder of another name beside the entry, to be filled."""
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f"{entry.name}.partial-", dir=entry.parent))
+    except OSError as error:
+        raise InputError(f"config.data.cache: cannot write {entry} ({error.strerror or error}); choose another") from error
+
+
+def _write(folder: Path, prompts: Sequence[str], encoder: TextEncoder, dtype: np.dtype, batch_size: int) -> None:
+    params, encode = encoder.weights.load(), jax.jit(encoder.encode)
     arrays: Arrays = {}
     for start in range(0, len(prompts), batch_size):
         chunk = list(prompts[start : start + batch_size])
-        for name, values in encode(chunk + [""] * (batch_size - len(chunk))).items():
+        filled = chunk + [""] * (batch_size - len(chunk))
+        for name, values in encode(params, encoder.tokenize(filled)).items():
             values = np.asarray(values)[: len(chunk)]
-            kind = dtype if np.issubdtype(values.dtype, np.floating) else values.dtype
+            kind = dtype if jnp.issubdtype(values.dtype, jnp.floating) else values.dtype
             if kind == np.float16 and np.abs(values).max() > np.finfo(np.float16).max:
-                shutil.rmtree(partial)
                 raise InputError(f"config.data.dtype: {name!r} has values beyond float16; choose bfloat16 or float32")
             if name not in arrays:
-                shape = (len(prompts), *values.shape[1:])
-                arrays[name] = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", kind, shape)
+                arrays[name] = _array(folder / f"{name}.npy", kind, (len(prompts), *values.shape[1:]))
             arrays[name][start : start + len(chunk)] = values
     for array in arrays.values():
         array.flush()
+
+
+def _array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(path, "w+", dtype, shape)
+    except OSError as error:
+        raise InputError(f"config.data.cache: cannot write {path} ({error.strerror or error}); choose another") from error
+
+
+def _publish(partial: Path, entry: Path) -> None:
     try:
         os.replace(partial, entry)
     except OSError:
         if not entry.is_dir():  # another run has not been faster
             raise
-        shutil.rmtree(partial)

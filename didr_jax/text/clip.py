@@ -8,18 +8,18 @@ Source: `StableDiffusionPipeline.encode_prompt`, `StableDiffusionXLPipeline.enco
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from didr_jax.models.clip import TextTower
-from didr_jax.text.cache import Arrays
-from didr_jax.text.tokens import clip_tokenizer
+from didr_jax.text.encoder import TextEncoder, text_encoder
+from didr_jax.text.tokens import Tokens, clip_tokenizer
+from didr_jax.types import Array, PyTree, Weights
 from didr_jax.weights.clip import load_text
 
+# (tokenizer, encoder) folders
 ENCODERS = {False: (("tokenizer", "text_encoder"),),
             True: (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))}  # fmt: skip
 
@@ -29,13 +29,8 @@ def parts(xl: bool) -> list[str]:
     return [name for pair in ENCODERS[xl] for name in pair]
 
 
-def _loaded(folder: Path):
-    config, weights = load_text(folder)
-    return config, weights.load()
-
-
-def clip_encoder(folder: str | os.PathLike, xl: bool, dtype=jnp.float32) -> Callable[[Sequence[str]], Arrays]:
-    """Loads the encoders: b prompts -> `{"prompt": [b, 77, d]}`, and `{"pooled": [b, p]}` for SDXL.
+def clip_encoder(folder: str | os.PathLike, xl: bool, dtype=jnp.float32) -> TextEncoder:
+    """b prompts -> ids `{encoder: [b, 77]}` -> `{"prompt": [b, 77, d]}`, and `{"pooled": [b, p]}` for SDXL.
 
     Args:
       folder: the pipeline.
@@ -45,18 +40,17 @@ def clip_encoder(folder: str | os.PathLike, xl: bool, dtype=jnp.float32) -> Call
     Raises:
       InputError: encoders or tokenizers that cannot be read.
     """
-    loaded = [(clip_tokenizer(Path(folder) / t), *_loaded(Path(folder) / e)) for t, e in ENCODERS[xl]]
-    towers = [TextTower(config, dtype=dtype) for _, config, _ in loaded]
+    tokenizers = {encoder: clip_tokenizer(Path(folder) / tokenizer) for tokenizer, encoder in ENCODERS[xl]}
+    loaded = {encoder: load_text(Path(folder) / encoder) for encoder in tokenizers}
+    towers = {encoder: TextTower(config, dtype=dtype) for encoder, (config, _) in loaded.items()}
 
-    @jax.jit
-    def encode(params, ids):
-        outs = [tower.apply({"params": p}, i) for tower, p, i in zip(towers, params, ids)]
+    def tokenize(prompts: Sequence[str]) -> Tokens:
+        return {encoder: tokenizer(prompts)["ids"] for encoder, tokenizer in tokenizers.items()}
+
+    def encode(params: PyTree, ids: Tokens) -> dict[str, Array]:
+        outs = [tower.apply({"params": params[encoder]}, ids[encoder]) for encoder, tower in towers.items()]
         if not xl:
             return {"prompt": outs[0].last}
         return {"prompt": jnp.concatenate([o.penultimate for o in outs], -1), "pooled": outs[-1].embedding}
 
-    def apply(prompts: Sequence[str]) -> Arrays:
-        ids = [tokenize(prompts)["ids"] for tokenize, _, _ in loaded]
-        return jax.tree.map(np.asarray, encode([params for _, _, params in loaded], ids))
-
-    return apply
+    return text_encoder(Weights.join({encoder: weights for encoder, (_, weights) in loaded.items()}), tokenize, encode)

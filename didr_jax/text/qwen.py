@@ -3,8 +3,9 @@
 Source: `ZImagePipeline._encode_prompt` of diffusers.
 """
 
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from didr_jax.models.qwen3 import Qwen3, Qwen3Config
-from didr_jax.text.cache import Arrays
-from didr_jax.types import InputError
-from didr_jax.weights.engine import to_flax
+from didr_jax.text.encoder import TextEncoder, text_encoder
+from didr_jax.text.tokens import LOCAL, Tokens
+from didr_jax.types import Array, InputError, PyTree
+from didr_jax.weights.engine import weights_of
 from didr_jax.weights.files import read_tensors
 from didr_jax.weights.folder import part_json
 from didr_jax.weights.qwen3 import qwen3_table
@@ -22,10 +24,8 @@ from didr_jax.weights.qwen3 import qwen3_table
 PARTS = ("tokenizer", "text_encoder")  # of the pipeline, that are read here
 
 
-def qwen_encoder(
-    folder: str | os.PathLike, max_length: int, dtype=jnp.float32, variant: str | None = None
-) -> Callable[[Sequence[str]], Arrays]:
-    """Loads the encoder: b prompts -> `{"caption": [b, max_length, d] float32, "length": [b] int32}`.
+def qwen_encoder(folder: str | os.PathLike, max_length: int, dtype=jnp.float32, variant: str | None = None) -> TextEncoder:
+    """b prompts -> `{"ids", "mask": [b, max_length]}` -> `{"caption": [b, max_length, d] float32, "length": [b] int32}`.
 
     Rows of `caption` from `length` on are zero.
 
@@ -38,17 +38,22 @@ def qwen_encoder(
     Raises:
       InputError: an encoder or a tokenizer that cannot be read.
     """
-    tokenizer = qwen_tokenizer(Path(folder) / "tokenizer")
+    tokenizer, path = qwen_tokenizer(Path(folder) / "tokenizer"), Path(folder) / "text_encoder"
     model = Qwen3(config := Qwen3Config.from_json(part_json(folder, "text_encoder")), dtype=dtype)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *jnp.zeros((2, 1, 1), int))["params"]
-    params = to_flax(read_tensors(Path(folder) / "text_encoder", variant=variant), qwen3_table(config), shapes, dtype=dtype)
+    open_tensors = functools.partial(read_tensors, path, variant=variant)
 
-    @jax.jit
-    def encode(params, ids, mask):
-        states = model.apply({"params": params}, ids, mask).astype(jnp.float32)
+    def tokenize_padded(prompts: Sequence[str]) -> Tokens:
+        ids, mask = tokenize(tokenizer, prompts, max_length)
+        return {"ids": ids, "mask": mask}
+
+    def encode(params: PyTree, tokens: Tokens) -> dict[str, Array]:
+        mask = jnp.asarray(tokens["mask"])
+        states = model.apply({"params": params}, tokens["ids"], mask).astype(jnp.float32)
         return {"caption": jnp.where(mask[..., None], states, 0), "length": mask.sum(1)}
 
-    return lambda prompts: jax.tree.map(np.asarray, encode(params, *tokenize(tokenizer, prompts, max_length)))
+    weights = weights_of(open_tensors, qwen3_table(config), shapes, where=str(path)).cast(dtype)
+    return text_encoder(weights, tokenize_padded, encode)
 
 
 def qwen_tokenizer(folder: str | os.PathLike):
@@ -60,7 +65,7 @@ def qwen_tokenizer(folder: str | os.PathLike):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
     except Exception as error:  # transformers raises many kinds for a folder that it cannot use
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"tokenizer: cannot be read from {folder} ({reason})") from None

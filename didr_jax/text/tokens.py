@@ -9,6 +9,9 @@ import numpy as np
 
 from didr_jax.types import InputError
 
+# Of `from_pretrained`: a folder's own code is never run, nor asked for on the terminal, and nothing is fetched.
+LOCAL = {"trust_remote_code": False, "local_files_only": True}
+
 Tokens = dict[str, np.ndarray]
 Tokenizer = Callable[[Sequence[str]], Tokens]
 
@@ -62,7 +65,7 @@ def _from_folder(kind: type, folder: str | os.PathLike | None):
         raise InputError(f"tokenizer: no such folder: {folder}; give one with tokenizer.json or vocabulary files")
     if not has_tokenizer(folder):
         raise InputError(f"tokenizer: {folder} holds none of {', '.join(FILES)}")
-    return kind.from_pretrained(folder)
+    return kind.from_pretrained(folder, **LOCAL)
 
 
 def _blank(prompts: list[str], *, max_length: int, **_) -> Tokens:

@@ -159,6 +159,14 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_tokenizer_that_brings_its_own_code_is_refused_and_nobody_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    (tmp_path / "own.py").write_text("raise SystemExit('the code of the folder ran')")
+    (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["own.Tokenizer", null]}}')
+    with pytest.raises(InputError, match=f"tokenizer: cannot be read from {tmp_path}"):
+        qwen_tokenizer(tmp_path)
+
+
 def test_tokenizer_without_template_is_refused():
     tokenizer = chat_tokenizer("right")
     tokenizer.chat_template = None

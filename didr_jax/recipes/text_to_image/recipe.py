@@ -8,8 +8,9 @@ import jax
 from didr_jax.checks import require_choice
 from didr_jax.models.published import PIPELINES
 from didr_jax.models.remat import REMAT
+from didr_jax.objectives import OBJECTIVES
 from didr_jax.recipes.text_to_image import advice, export, report
-from didr_jax.recipes.text_to_image.rewards import chosen, open_rewards, require_reward, resolve_estimator, with_reward
+from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator
 from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.rewards.custom import try_out
 from didr_jax.rewards.scoring import score_folder
@@ -59,7 +60,8 @@ class TextToImage(Recipe):
     def planned(self) -> "TextToImage":
         """With HPSv2.1 if the objective needs a reward and none is chosen."""
         config = self.config.copy_and_resolve_references()
-        config.rewards = with_reward(config.align.objective, config.rewards)
+        if OBJECTIVES[config.align.objective].needs_reward and not chosen(config.rewards):
+            config.rewards.hps = "published"
         return TextToImage(config, self._make_backbone, planning=True)
 
     def check(self, mode: str) -> None:
@@ -149,7 +151,7 @@ class TextToImage(Recipe):
     def score(self, _products: Products, run: Run) -> None:
         """scores.csv: any images, by the configured rewards."""
         section = self.config.score
-        models = open_rewards(self.config.rewards, self.task.backbone.clip_tokenizer)
+        models = list(self.task.mix.models.values())
         if is_first_process():
             out = run.path("scores.csv")
             score_folder(section.images, section.prompts, models, out, batch_size=section.batch_size)

@@ -1,0 +1,31 @@
+"""What a text encoder is to the rest of the package: prompts to tokens on the host, tokens to embeddings in JAX."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+
+from didr_jax.text.tokens import Tokens
+from didr_jax.types import Array, PyTree, Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoder:
+    """Pure functions, and the weights to call them with.
+
+    Attributes:
+      weights: of the networks; nothing is read of them before they are loaded.
+      tokenize: b prompts -> {name: numpy array [b, ...]}.
+      encode: `(params, tokens) -> {name: [b, ...]}`, each prompt from its own tokens alone; can be jitted.
+      shapes: of what `encode` makes of one prompt, {name: `ShapeDtypeStruct` [1, ...]}.
+    """
+
+    weights: Weights
+    tokenize: Callable[[Sequence[str]], Tokens]
+    encode: Callable[[PyTree, Tokens], dict[str, Array]]
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+
+
+def text_encoder(weights: Weights, tokenize, encode) -> TextEncoder:
+    """A `TextEncoder` whose shapes are found by tracing."""
+    return TextEncoder(weights, tokenize, encode, jax.eval_shape(encode, weights.shapes, tokenize([""])))
