@@ -7,18 +7,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from tests.tiny_pipeline import save_clip  # noqa: E402
-
 from didr_jax.objectives import OBJECTIVES  # noqa: E402
 from didr_jax.recipes.text_to_image import knobs  # noqa: E402
 from didr_jax.recipes.text_to_image.rewards import chosen, open_mix, require_reward, resolve_estimator  # noqa: E402
 from didr_jax.rewards import REWARDS  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from tests.parity.vocabularies import save_clip_tokenizer  # noqa: E402
-<<<<<<< HEAD
-=======
 from tests.text_to_image.tiny_sdxl import save_clip  # noqa: E402
->>>>>>> rewards
 
 REDNESS = {"custom": "tests.text_to_image.tiny_sdxl:redness"}
 DEFAULTS = {
