@@ -29,6 +29,7 @@ import numpy as np
 from didr_jax import schedules
 from didr_jax.closed_form import GaussianMixture
 from didr_jax.diffused_reward import ESTIMATORS, diffused_reward_score
+from didr_jax.estimators import Estimate
 from didr_jax.types import Array
 
 SCHEDULE = schedules.cosine()
@@ -185,8 +186,8 @@ def errors(denoiser, setting, max_shift, draws, reward, x_t, t, beta, truth):
 
     def error(key):
         drs = diffused_reward_score(
-            reward, denoiser, SCHEDULE, x_t, t, beta=beta, estimator=estimator, num_steps=K, num_samples=N, key=key,
-            max_shift=max_shift, remat=False,
+            reward, denoiser, SCHEDULE, x_t, t, beta=beta, key=key,
+            estimate=Estimate(estimator, K, N, max_shift=max_shift, remat=False),
         )  # fmt: skip
         return scale * drs - truth
 

@@ -11,12 +11,18 @@ from didr_jax import schedules
 from didr_jax.closed_form import GaussianMixture, QuadraticReward, exact_diffused_reward_score
 from didr_jax.conjugate import tilted_point, tilted_time, time_of_precision
 from didr_jax.diffused_reward import ESTIMATORS, clip_tilt, diffused_reward_score
+from didr_jax.estimators import Estimate
 
 SCHEDULES = {"cosine": schedules.cosine(), "flow": schedules.rectified_flow(3.0), "ddpm": schedules.ddpm()}
 TIMES = jnp.array([0.1, 0.3, 0.5, 0.7, 0.9])
 MIXTURE = GaussianMixture.of([[2, 2], [2, -2], [-2, 2], [-2, -2]], 0.35)
 SLOPE, CENTER = jnp.array([1.0, 0.5]), jnp.array([1.5, 2.5])
 KEY = jax.random.key(0)
+
+
+def score(*problem, beta, key=None, x_hat=None, pullback=None, **knobs):
+    """The score with the knobs of its `Estimate` written out."""
+    return diffused_reward_score(*problem, beta=beta, estimate=Estimate(**knobs), key=key, x_hat=x_hat, pullback=pullback)
 
 
 def mixture_points(schedule, per_time=16):
@@ -73,9 +79,7 @@ def test_exact_for_a_gaussian_reference(name, curvature, covariance, schedule):
     problem = Gaussian(covariance, curvature, SCHEDULES[schedule])
     t = jnp.array([0.1, 0.3, 0.5, 0.7])
     x_t = jax.random.normal(KEY, (4, 3))
-    drs = diffused_reward_score(
-        problem.reward, problem.denoiser, problem.schedule, x_t, t, beta=1.0, estimator=name, key=KEY, max_shift=None
-    )
+    drs = score(problem.reward, problem.denoiser, problem.schedule, x_t, t, beta=1.0, estimator=name, key=KEY, max_shift=None)
     exact = problem.exact(x_t, t)
     np.testing.assert_allclose(drs, exact, atol=1e-4 * np.abs(exact).max())
 
@@ -83,7 +87,7 @@ def test_exact_for_a_gaussian_reference(name, curvature, covariance, schedule):
 def test_drp_overshoots_curvature_by_one_plus_CB():
     problem = Gaussian(0.5 * jnp.eye(3), ROUND, SCHEDULES["cosine"])
     x_t, t = jax.random.normal(KEY, (1, 3)), jnp.array([0.5])
-    drs = diffused_reward_score(problem.reward, problem.denoiser, problem.schedule, x_t, t, beta=1.0, estimator="drp")
+    drs = score(problem.reward, problem.denoiser, problem.schedule, x_t, t, beta=1.0, estimator="drp")
     C = 1 / (1 / 0.5 + 1)  # α = σ at t = ½
     np.testing.assert_allclose(drs, problem.exact(x_t, t) * (1 + 0.6 * C), rtol=1e-4)
 
@@ -99,9 +103,7 @@ def test_conjugate_is_exact_for_isotropic_quadratics_whatever_the_reference(sche
     x_t, t = mixture_points(schedule)
     for beta in (4.0, 0.5):
         truth = exact_diffused_reward_score(MIXTURE, reward, schedule, x_t, t, beta=beta)
-        drs = diffused_reward_score(
-            reward, MIXTURE.denoiser(schedule), schedule, x_t, t, beta=beta, estimator="conjugate", max_shift=None
-        )
+        drs = score(reward, MIXTURE.denoiser(schedule), schedule, x_t, t, beta=beta, estimator="conjugate", max_shift=None)
         # a discrete schedule has no exact t': its κ is rounded to the nearest timestep's
         assert relative_error(drs, truth) < (0.02 if schedule.num_timesteps and curvature else 2e-4)
 
@@ -147,7 +149,7 @@ def test_consistent_as_samples_and_steps_grow(name):
     truth = exact_for(anisotropic, schedule, x_t, t, beta)
 
     def error(num_steps, num_samples):
-        ask = jax.jit(lambda key: diffused_reward_score(
+        ask = jax.jit(lambda key: score(
             anisotropic, MIXTURE.denoiser(schedule), schedule, x_t, t, beta=beta, estimator=name, num_steps=num_steps,
             num_samples=num_samples, key=key, remat=False))  # fmt: skip
         return relative_error(ask(KEY), truth)
@@ -165,7 +167,7 @@ def test_drp_mc_is_consistent():
     x_t, t = jnp.array([[0.3], [-0.8]]), jnp.array([0.4, 0.7])
     truth = exact_diffused_reward_score(single, reward, schedule, x_t, t, beta=beta)
     errors = [
-        relative_error(diffused_reward_score(
+        relative_error(score(
             reward, single.denoiser(schedule), schedule, x_t, t, beta=beta, estimator="drp_mc", num_steps=k,
             num_samples=n, key=KEY), truth)
         for k, n in ((1, 1), (32, 2048))
@@ -190,7 +192,7 @@ def test_non_quadratic_reward_against_quadrature(name, bound):
 
     x = np.float64(x_t)
     truth = (log_expectation(x + h) - log_expectation(x - h))[:, None] / (2 * h)
-    drs = diffused_reward_score(
+    drs = score(
         reward, line.denoiser(schedule), schedule, x_t, t, beta=beta, estimator=name, num_steps=32, num_samples=4096,
         key=KEY, remat=False,
     )  # fmt: skip
@@ -202,7 +204,7 @@ def test_compiled_equals_eager_with_many_samples(name):
     """At this size jaxlib 0.10.2 miscompiled sums of products for the CPU (jax issue 39103)."""
     schedule, reward = SCHEDULES["cosine"], QuadraticReward(SLOPE)
     x_t, t = mixture_points(schedule, per_time=256)
-    ask = lambda x: diffused_reward_score(
+    ask = lambda x: score(
         reward, MIXTURE.denoiser(schedule), schedule, x, t, beta=1.0, estimator=name, num_steps=2, num_samples=48, key=KEY,
         max_shift=None, remat=False)  # fmt: skip
     compiled, eager = jax.jit(ask)(x_t), ask(x_t)
@@ -219,7 +221,7 @@ def ask_mixture(estimator="drp", reward=QuadraticReward(SLOPE, 0.18, CENTER), de
     schedule = SCHEDULES["cosine"]
     x_t, t = mixture_points(schedule, per_time=2)
     options = {"beta": 1.0, "num_samples": 3, "key": KEY} | options
-    return diffused_reward_score(reward, denoiser or MIXTURE.denoiser(schedule), schedule, x_t, t, estimator=estimator, **options)
+    return score(reward, denoiser or MIXTURE.denoiser(schedule), schedule, x_t, t, estimator=estimator, **options)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -274,7 +276,7 @@ def test_image_shapes_and_jit(name):
     x_t, t = jax.random.normal(KEY, (2, 4, 4, 3)), jnp.array([0.3, 0.8])
     denoiser = lambda x, t: jnp.tanh(x) * (1 - t[:, None, None, None])
     reward = lambda x: jnp.mean(jnp.sin(x), (1, 2, 3))
-    ask = jax.jit(lambda x: diffused_reward_score(
+    ask = jax.jit(lambda x: score(
         reward, denoiser, schedule, x, t, beta=0.1, estimator=name, num_steps=2, num_samples=2, key=KEY))  # fmt: skip
     drs = ask(x_t)
     assert drs.shape == x_t.shape and drs.dtype == x_t.dtype and jnp.all(jnp.isfinite(drs))
