@@ -28,6 +28,8 @@ def test_kinds_of_files(tmp_path, name):
     (tmp_path / name).write_text(FILES[name], encoding="utf-8")
     assert read_prompts(tmp_path / name) == PROMPTS
     assert read_prompts(tmp_path / name, limit=2) == PROMPTS[:2]
+    (tmp_path / name).write_text(FILES[name], encoding="utf-8-sig")  # as spreadsheets save it
+    assert read_prompts(tmp_path / name) == PROMPTS
 
 
 def test_parquet(tmp_path):

@@ -1,5 +1,7 @@
 """`config.rewards`: its keys come from the rewards' records, and a mix comes from it."""
 
+from pathlib import Path
+
 import jax
 import ml_collections
 import pytest
@@ -59,6 +61,11 @@ def test_every_reward_has_the_keys_that_its_record_tells():
         for knob in record.knobs.values():
             assert knob == told[knob.key], f"{knob.key} means two things"
             assert knob.meaning and "\n" not in knob.meaning
+
+
+def test_every_reward_is_in_the_documentation():
+    page = (Path(__file__).parent.parent / "docs" / "sdxl.md").read_text()
+    assert [name for name in REWARDS if f"\n| `{name}` |" not in page] == []
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,23 @@ def test_rows_come_back_in_order(folder, name, capsys):
     assert lines[3].split() == ["broken", "nan", "nan", "4", "4"]
 
 
+def test_pairs_of_a_parquet_file(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = {"caption": ["tschüß", "b"], "path": ["3.png", "0.png"], "bytes": [b"", b""]}
+    parquet.write_table(pa.table(rows), tmp_path / "p.parquet")
+    assert read_pairs(tmp_path / "p.parquet") == [("3.png", "tschüß"), ("0.png", "b")]
+    parquet.write_table(pa.table({"prompt": ["a"]}), tmp_path / "p.parquet")
+    with pytest.raises(InputError, match="p.parquet, row 1 has no text under image"):
+        read_pairs(tmp_path / "p.parquet")
+
+
+def test_the_first_field_that_is_filled_counts(tmp_path):
+    (tmp_path / "p.csv").write_text("image,file,prompt,text\n,1.png,a,b\n2.png,3.png,,d\n")
+    assert read_pairs(tmp_path / "p.csv") == [("1.png", "a"), ("2.png", "d")]
+
+
 def test_image_range(folder):
     x = read_image(folder / "0.png")
     assert x.shape == (8, 3, 3) and x.dtype == np.float32
@@ -63,10 +80,10 @@ def test_image_range(folder):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("p.txt", "a", "none of .jsonl, .csv, .tsv"),
+        ("p.txt", "a", "none of .jsonl, .csv, .tsv, .parquet"),
         ("p.csv", "image,prompt\n", "no rows"),
         ("p.jsonl", "{", "cannot read"),
-        ("p.jsonl", "[1]", "row 1 has no text"),
+        ("p.jsonl", "\n[1]", "line 2 has no text"),
         ("p.csv", "image,colour\n0.png,red\n", "row 1 has no text under prompt"),
         ("p.tsv", "image\tprompt\n0.png\n", "row 1 has no text under prompt"),
     ],

@@ -58,6 +58,10 @@ ARCHITECTURES: dict[str, tuple[VisionConfig, TextConfig]] = {
     ),
     "ViT-L-14": (VisionConfig(1024, 24, 16, 4096, patch=14, embed=768), TextConfig(768, 12, 12, 3072, embed=768)),
     "ViT-H-14": (VisionConfig(1280, 32, 16, 5120, patch=14, embed=1024), TextConfig(1024, 24, 16, 4096, embed=1024)),
+    "ViT-H-14-quickgelu": (
+        VisionConfig(1280, 32, 16, 5120, patch=14, embed=1024, act="quick_gelu"),
+        TextConfig(1024, 24, 16, 4096, embed=1024, act="quick_gelu"),
+    ),
     "ViT-bigG-14": (VisionConfig(1664, 48, 16, 8192, patch=14, embed=1280), TextConfig(1280, 32, 20, 5120, embed=1280)),
 }
 

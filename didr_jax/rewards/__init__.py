@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from didr_jax.checks import nearest
-from didr_jax.rewards import aesthetic, clipscore, custom, hps, imagereward, pickscore
+from didr_jax.rewards import aesthetic, clipscore, custom, dfn, hps, imagereward, pickscore
 from didr_jax.rewards.base import Knob, RewardModel, RewardRecord
 from didr_jax.rewards.mix import MixScore, RewardMix, finite_gradient, summarise
 from didr_jax.types import InputError
@@ -24,6 +24,7 @@ REWARDS: dict[str, RewardRecord] = {
     "pickscore": pickscore.REWARD,
     "imagereward": imagereward.REWARD,
     "clipscore": clipscore.REWARD,
+    "dfn": dfn.REWARD,
     "aesthetic": aesthetic.REWARD,
     "custom": custom.REWARD,
 }

@@ -78,7 +78,8 @@ def cosine_reward(
         param_dtype: Any = jnp.float32,
         remat: str = "none",
     ) -> RewardModel:
-        """
+        """Reads configurations and names of tensors.
+
         Args:
           weights: a Hugging Face CLIP folder, or an open_clip file with its `arch`.
           tokenizer: a folder with any CLIP tokenizer; None: the same folder.

@@ -64,12 +64,13 @@ def resize_bicubic(x: Array, height: int, width: int, *, clip: bool = True, anti
     return x
 
 
-def _unit(images: Array) -> Array:
+def unit_range(images: Array) -> Array:
     """[-1, 1] -> [0, 1] in float32; values beyond the range are clipped, as saving an image does."""
     return _clip01(images.astype(jnp.float32) / 2 + 0.5)
 
 
-def _standardise(x: Array) -> Array:
+def standardise(x: Array) -> Array:
+    """CLIP's mean and standard deviation out of `x [b, h, w, 3]` in [0, 1]."""
     return (x - jnp.asarray(CLIP_MEAN)) / jnp.asarray(CLIP_STD)
 
 
@@ -83,8 +84,8 @@ def resize_and_crop(images: Array, size: int = 224, half: Callable[[float], int]
     h, w = images.shape[1:3]
     height, width = (int(size * n / min(h, w)) if n > min(h, w) else size for n in (h, w))
     top, left = (int(half((n - size) / 2)) for n in (height, width))
-    x = resize_bicubic(_unit(images), height, width)
-    return _standardise(x[:, top : top + size, left : left + size])
+    x = resize_bicubic(unit_range(images), height, width)
+    return standardise(x[:, top : top + size, left : left + size])
 
 
 def resize_and_pad(images: Array, size: int = 224, *, antialias: bool = True) -> Array:
@@ -97,6 +98,6 @@ def resize_and_pad(images: Array, size: int = 224, *, antialias: bool = True) ->
     h, w = images.shape[1:3]
     height, width = (max(1, round(n * (size / max(h, w)))) for n in (h, w))
     top, left = (size - height) // 2, (size - width) // 2
-    x = resize_bicubic(_unit(images), height, width, clip=False, antialias=antialias)
+    x = resize_bicubic(unit_range(images), height, width, clip=False, antialias=antialias)
     pads = ((0, 0), (top, size - height - top), (left, size - width - left), (0, 0))
-    return _standardise(jnp.pad(x, pads))
+    return standardise(jnp.pad(x, pads))

@@ -1,52 +1,45 @@
 """Scores a folder of images and their prompts: the rewards that train are the metrics that measure."""
 
 import csv
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from didr_jax.rewards.base import RewardModel
+from didr_jax.text.prompts import COLUMNS, TABLES, read_rows
 from didr_jax.types import InputError
 
 # Names under which a row of the prompt file may call its image and its prompt, best first.
 IMAGE_FIELDS = ("image", "file_name", "file", "path", "filename")
-PROMPT_FIELDS = ("prompt", "caption", "text")
+PROMPT_FIELDS = COLUMNS
 
 Pair = tuple[str, str]
 
 
 def read_pairs(path: str | os.PathLike) -> list[Pair]:
-    """(image name, prompt) of every row of a `.jsonl`, `.csv` or `.tsv` file, in order.
+    """(image name, prompt) of every row of a `.jsonl`, `.csv`, `.tsv` or `.parquet` file, in order.
 
     Raises:
       InputError: another kind of file, unreadable or empty; a row without an image or a prompt.
     """
-    path = Path(path)
-    readers = {".jsonl": _jsonl, ".csv": lambda f: csv.DictReader(f),
-               ".tsv": lambda f: csv.DictReader(f, delimiter="\t")}  # fmt: skip
-    if path.suffix not in readers:
-        raise InputError(f"prompts: {path} is none of {', '.join(readers)}")
-    try:
-        with open(path, newline="", encoding="utf-8") as f:
-            rows = list(readers[path.suffix](f))
-    except (OSError, ValueError, csv.Error) as e:
-        raise InputError(f"prompts: cannot read {path}: {e}") from e
-    if not rows:
+    if Path(path).suffix not in TABLES:
+        raise InputError(f"prompts: {path} is none of {', '.join(TABLES)}")
+    pairs = [
+        (_field(row, IMAGE_FIELDS, where), _field(row, PROMPT_FIELDS, where))
+        for where, row in read_rows(path, IMAGE_FIELDS + PROMPT_FIELDS)
+    ]
+    if not pairs:
         raise InputError(f"prompts: {path} has no rows")
-    return [tuple(_field(row, names, f"{path}, row {i}") for names in (IMAGE_FIELDS, PROMPT_FIELDS))
-            for i, row in enumerate(rows, 1)]  # fmt: skip
+    return pairs
 
 
-def _jsonl(lines) -> Iterator[dict]:
-    return (json.loads(line) for line in lines if line.strip())
-
-
-def _field(row: dict, names: Sequence[str], where: str) -> str:
+def _field(row: Any, names: Sequence[str], where: str) -> str:
+    """The first of the row's fields of these names that is not empty."""
     value = next((row[n] for n in names if isinstance(row, dict) and row.get(n)), None)
     if not isinstance(value, str):
         raise InputError(f"prompts: {where} has no text under {' or '.join(names)}")
@@ -82,7 +75,7 @@ def score_folder(
 
     Args:
       images: the folder.
-      prompts: `.jsonl`, `.csv` or `.tsv` with an image name (relative to the folder) and a prompt a row.
+      prompts: `.jsonl`, `.csv`, `.tsv` or `.parquet` with an image name (relative to the folder) and a prompt a row.
       rewards: `didr_jax.rewards.load(...)` each, with different names.
       out: a `.csv` to write; its folder is made.
       batch_size: images scored at once.

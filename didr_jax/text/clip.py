@@ -47,7 +47,7 @@ def clip_encoder(folder: str | os.PathLike, xl: bool, dtype=jnp.float32) -> Text
     def tokenize(prompts: Sequence[str]) -> Tokens:
         return {encoder: tokenizer(prompts)["ids"] for encoder, tokenizer in tokenizers.items()}
 
-    def encode(params: PyTree, ids: Tokens) -> dict[str, Array]:
+    def encode(params: PyTree, ids: PyTree) -> dict[str, Array]:
         outs = [tower.apply({"params": params[encoder]}, ids[encoder]) for encoder, tower in towers.items()]
         if not xl:
             return {"prompt": outs[0].last}

@@ -22,7 +22,7 @@ class TextEncoder:
 
     weights: Weights
     tokenize: Callable[[Sequence[str]], Tokens]
-    encode: Callable[[PyTree, Tokens], dict[str, Array]]
+    encode: Callable[[PyTree, PyTree], dict[str, Array]]
     shapes: Mapping[str, jax.ShapeDtypeStruct]
 
 

@@ -3,13 +3,17 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from didr_jax.types import InputError
 
 # Names under which a table may hold its prompts, best first.
 COLUMNS = ("prompt", "caption", "text")
+
+# (where it stands, {column: cell}, or the bare string that stands for a row)
+Row = tuple[str, Any]
 
 
 def read_prompts(path: str | os.PathLike, column: str = "", limit: int = 0) -> list[str]:
@@ -23,88 +27,98 @@ def read_prompts(path: str | os.PathLike, column: str = "", limit: int = 0) -> l
     Raises:
       InputError: another kind of file, unreadable, without such a column, or without any prompt.
     """
-    path = Path(path)
-    if path.suffix not in READERS:
-        raise InputError(f"prompts: {path} is none of {', '.join(READERS)}")
+    wanted = (column,) if column else COLUMNS
+    if column and Path(path).suffix == ".txt":
+        raise InputError(f"prompts: {path} is a plain list and has no column {column!r}; leave the column empty")
     prompts = []
-    try:
-        for text in READERS[path.suffix](path, column):
-            if text := text.strip():
-                prompts.append(text)
-            if limit and len(prompts) == limit:
-                break
-    except (OSError, ValueError, csv.Error) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"prompts: cannot read {path}: {' '.join(str(error).split())}") from error
+    for where, row in read_rows(path, wanted):
+        text = row if isinstance(row, str) and not column else _cell(row, wanted, where)
+        if text := text.strip():
+            prompts.append(text)
+        if limit and len(prompts) == limit:
+            break
     if not prompts:
         raise InputError(f"prompts: {path} has no prompts")
     return prompts
 
 
-def _lines(path: Path, column: str) -> Iterator[str]:
-    if column:
-        raise InputError(f"prompts: {path} is a plain list and has no column {column!r}; leave the column empty")
-    with open(path, encoding="utf-8") as file:
-        yield from file
+def read_rows(path: str | os.PathLike, wanted: Sequence[str]) -> Iterator[Row]:
+    """The rows of a file, one after the other, as text in UTF-8 with or without a byte order mark.
+
+    Args:
+      path: of one of the kinds in `READERS`.
+      wanted: columns that the caller looks at; those of a `.parquet` file that are not are not read.
+
+    Raises:
+      InputError: another kind of file, or unreadable.
+    """
+    path = Path(path)
+    if path.suffix not in READERS:
+        raise InputError(f"prompts: {path} is none of {', '.join(READERS)}")
+    try:
+        yield from READERS[path.suffix](path, wanted)
+    except InputError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's own are OSError and ValueError
+        raise InputError(f"prompts: cannot read {path}: {' '.join(str(error).split())}") from error
 
 
-def _json_lines(path: Path, column: str) -> Iterator[str]:
-    with open(path, encoding="utf-8") as file:
+def _lines(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                row = json.loads(line)
-                yield row if isinstance(row, str) and not column else _cell(row, column, f"{path}, line {number}")
+            yield f"{path}, line {number}", line
 
 
-def _separated(delimiter: str) -> Callable[[Path, str], Iterator[str]]:
-    def rows(path: Path, column: str) -> Iterator[str]:
-        with open(path, newline="", encoding="utf-8") as file:
+def _json_lines(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+    for where, line in _lines(path, wanted):
+        if line.strip():
+            yield where, json.loads(line)
+
+
+def _separated(delimiter: str) -> Callable[[Path, Sequence[str]], Iterator[Row]]:
+    def rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             for number, row in enumerate(csv.DictReader(file, delimiter=delimiter), 1):
-                yield _cell(row, column, f"{path}, row {number}")
+                yield f"{path}, row {number}", row
 
     return rows
 
 
-def _parquet(path: Path, column: str) -> Iterator[str]:
+def _parquet(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
     try:
         from pyarrow import parquet
     except ImportError:
         raise InputError(f"prompts: {path} needs the package pyarrow: pip install pyarrow, or give jsonl") from None
-    with parquet.ParquetFile(path) as file:  # pyarrow's own errors are OSError and ValueError
-        name = _choose(file.schema_arrow.names, column, str(path))
-        for batch in file.iter_batches(columns=[name]):
-            for text in batch.column(0).to_pylist():
-                yield _text(text, name, str(path))
+    with parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        found = [name for name in wanted if name in names]
+        if not found:
+            raise InputError(_absent(str(path), wanted, names))
+        rows = (row for batch in file.iter_batches(columns=found) for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield f"{path}, row {number}", row
 
 
-def _cell(row, column: str, where: str) -> str:
+def _cell(row: Any, wanted: Sequence[str], where: str) -> str:
+    """The text in the first wanted column that the row has; an empty cell is the empty string."""
     names = list(row) if isinstance(row, dict) else []
-    name = _choose(names, column, where)
-    return _text(row[name], name, where)
-
-
-def _choose(names: list[str], column: str, where: str) -> str:
-    wanted = (column,) if column else COLUMNS
     found = next((name for name in wanted if name in names), None)
     if found is None:
-        has = ", ".join(map(str, names)) or "none"
-        raise InputError(f"prompts: {where} has no column {' or '.join(wanted)}; it has {has}")
-    return found
+        raise InputError(_absent(where, wanted, names))
+    if not isinstance(row[found], str | None):
+        raise InputError(f"prompts: {where}: {found} is {row[found]!r}, not text")
+    return row[found] or ""
 
 
-def _text(value, name: str, where: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise InputError(f"prompts: {where}: {name} is {value!r}, not text")
-    return value
+def _absent(where: str, wanted: Sequence[str], names: Sequence[str]) -> str:
+    return f"prompts: {where} has no column {' or '.join(wanted)}; it has {', '.join(map(str, names)) or 'none'}"
 
 
-READERS = {
-    ".txt": _lines,
+# Kinds of files whose rows have columns, and all kinds.
+TABLES: dict[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
     ".jsonl": _json_lines,
     ".csv": _separated(","),
     ".tsv": _separated("\t"),
     ".parquet": _parquet,
 }
+READERS = {".txt": _lines} | TABLES

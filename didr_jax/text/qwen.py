@@ -47,7 +47,7 @@ def qwen_encoder(folder: str | os.PathLike, max_length: int, dtype=jnp.float32, 
         ids, mask = tokenize(tokenizer, prompts, max_length)
         return {"ids": ids, "mask": mask}
 
-    def encode(params: PyTree, tokens: Tokens) -> dict[str, Array]:
+    def encode(params: PyTree, tokens: PyTree) -> dict[str, Array]:
         mask = jnp.asarray(tokens["mask"])
         states = model.apply({"params": params}, tokens["ids"], mask).astype(jnp.float32)
         return {"caption": jnp.where(mask[..., None], states, 0), "length": mask.sum(1)}

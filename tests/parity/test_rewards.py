@@ -19,7 +19,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from didr_jax import rewards
 from didr_jax.models.blip import BertConfig
-from didr_jax.models.clip import VisionConfig
+from didr_jax.models.clip import VisionConfig, architecture
 from didr_jax.rewards.imagereward import MEAN, STD
 from didr_jax.rewards.preprocess import CLIP_MEAN, CLIP_STD
 from didr_jax.rewards.scoring import score_folder
@@ -76,6 +76,16 @@ def pil_crop(image):
     return standardise(torch.from_numpy(np.asarray(small) / np.float32(255)).permute(2, 0, 1))
 
 
+def squash(x):
+    """open_clip's "squash": both sides to the tower's."""
+    return standardise(resize(x.permute(0, 3, 1, 2) / 2 + 0.5, SIZE, SIZE))
+
+
+def pil_squash(image):
+    small = np.asarray(image.resize((SIZE, SIZE), Image.BICUBIC)) / np.float32(255)
+    return standardise(torch.from_numpy(small).permute(2, 0, 1))
+
+
 def processor_crop(image):
     sizes = dict(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     return torch.from_numpy(CLIPImageProcessorPil(**sizes)(image, return_tensors="np")["pixel_values"][0])
@@ -84,8 +94,8 @@ def processor_crop(image):
 class ClipOracle:
     """A random CLIP, saved as a folder with its tokenizer and as an open_clip file."""
 
-    def __init__(self, folder):
-        tiny = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, hidden_act="gelu")
+    def __init__(self, folder, act="gelu"):
+        tiny = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, hidden_act=act)
         config = T.CLIPConfig(
             text_config=dict(tiny, vocab_size=CLIP_VOCAB, bos_token_id=CLIP_BOS, eos_token_id=CLIP_EOS, pad_token_id=0),
             vision_config=dict(tiny, image_size=SIZE, patch_size=8), projection_dim=16,
@@ -125,18 +135,22 @@ class BlipOracle:
 def cases(tmp_path_factory):
     """name -> (our reward, torch score of (pixels, prompts), float preprocessing, official preprocessing of a file)."""
     clip, blip = ClipOracle(tmp_path_factory.mktemp("clip")), BlipOracle(tmp_path_factory.mktemp("blip"))
+    dfn = ClipOracle(tmp_path_factory.mktemp("dfn"), act="quick_gelu")
     head = randomise(test_blip.torch_head(16), 2)
     head_file = tmp_path_factory.mktemp("aesthetic") / "linear.pth"
     torch.save({f"layers.{k}": w for k, w in head.state_dict().items()}, head_file)
     load = lambda name, **options: rewards.load(name, options)
     return {
         "clip": clip,
+        "dfn_files": dfn,
         "hps": (load("hps", weights=clip.file, tokenizer=clip.folder, arch=clip.configs),
                 lambda x, p: 100 * clip.cosine(x, p), pad, file_pad),
         "pickscore": (load("pickscore", weights=clip.folder),
                       lambda x, p: clip.model.logit_scale.exp() * clip.cosine(x, p),
                       lambda x: crop(x, half=int), processor_crop),
         "clipscore": (load("clipscore", weights=clip.folder), lambda x, p: 100 * clip.cosine(x, p), crop, pil_crop),
+        "dfn": (load("dfn", weights=dfn.file, tokenizer=dfn.folder, arch=dfn.configs),
+                lambda x, p: 100 * dfn.cosine(x, p), squash, pil_squash),
         "imagereward": (load("imagereward", weights=blip.file, tokenizer=blip.tokens, vision=VISION, text=TEXT),
                         blip.score, crop, pil_crop),
         "aesthetic": (load("aesthetic", weights=head_file, clip=clip.folder),
@@ -144,7 +158,15 @@ def cases(tmp_path_factory):
     }  # fmt: skip
 
 
-NAMES = ("hps", "pickscore", "clipscore", "imagereward", "aesthetic")
+NAMES = ("hps", "pickscore", "clipscore", "dfn", "imagereward", "aesthetic")
+
+
+def test_dfn_is_the_same_from_either_kind_of_file(cases):
+    dfn = cases["dfn_files"]
+    both = [rewards.load("dfn", {"weights": path, "tokenizer": dfn.folder} | arch).weights.load()
+            for path, arch in ((dfn.folder, {}), (dfn.file, {"arch": dfn.configs}))]  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, *both)
+    assert {c.act for c in dfn.configs} == {c.act for c in architecture("ViT-H-14-quickgelu")} == {"quick_gelu"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -46,7 +46,7 @@ def _arguments(name: str, section, clip_tokenizer: str | None, published: bool =
         if knob.choices:
             require_choice(f"rewards.{knob.key}", given[argument], knob.choices)
     if published:
-        return given | record.published
+        return {**given, **record.published}
     for argument, knob in record.knobs.items():
         if given[argument] != "":
             continue
@@ -73,10 +73,10 @@ def resolve_estimator(section, mix: RewardMix | None):
       InputError: the objective or the estimator differentiates a reward that has no gradient.
     """
     section = section.copy_and_resolve_references()
-    differentiable = mix is None or mix.differentiable
-    section.estimator = resolve(section.estimator, differentiable)
-    if differentiable:
+    if mix is None or mix.differentiable:
+        section.estimator = resolve(section.estimator, True)
         return section
+    section.estimator = resolve(section.estimator, False)
     objective = OBJECTIVES[section.objective]
     if objective.differentiates_reward:
         mix.require_gradient(section.objective)
