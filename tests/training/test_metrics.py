@@ -102,7 +102,7 @@ def test_a_disk_that_fills_up_is_one_clear_line_and_loses_only_the_line_it_cut(t
 
 def test_a_picture_that_finds_no_room_is_one_clear_line_too(tmp_path):
     with log_of(tmp_path) as log, no_file_larger_than(60):
-        with pytest.raises(CannotSave, match="progress/align .*; make room and start again"):
+        with pytest.raises(CannotSave, match="progress/align/.*; make room and start again"):
             log.show("align", 1, {"samples": np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)})
 
 

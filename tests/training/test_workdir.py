@@ -11,6 +11,7 @@ import pytest
 from limits import no_file_larger_than
 from tiny_runs import REPO, tiny
 
+from didr_jax.training.exits import CannotSave
 from didr_jax.training.workdir import LAYOUT, claim_workdir, lock, make_workdir, write_json
 from didr_jax.types import InputError
 
@@ -115,7 +116,7 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path):
     write_json(path, {"old": 1})
     with pytest.raises(TypeError):  # after the first entry is in the temporary file
         write_json(path, {"new": 2, "unspeakable": object()})
-    with no_file_larger_than(4096), pytest.raises(OSError):
+    with no_file_larger_than(4096), pytest.raises(CannotSave, match="table.json .File too large.; make room"):
         write_json(path, {"new": list(range(10_000))})
     assert json.loads((tmp_path / "table.json").read_text()) == {"old": 1}
     write_json(path, {"new": 3})  # what was left of the attempts is in nobody's way
