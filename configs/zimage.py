@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.align.ta_weighting = "velocity"
     config.align.ta_t_max = 1.0
     config.align.estimator = "auto"
-    config.align.beta = 0.1  # in units of the mix: bring the logged tilt to 0.1-1 of the logged gap
+    config.align.beta = 0.1  # in units of the mix: bring the logged pull_to_divergence to 0.1-1
     for part in (config.align.generator_optimizer, config.align.ta_optimizer):
         part.warmup = 100
 
