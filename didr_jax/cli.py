@@ -9,6 +9,7 @@ from ml_collections import config_flags
 from didr_jax import recipes
 from didr_jax.checks import nearest
 from didr_jax.config import flatten
+from didr_jax.named_configs import named_configs, with_paths
 from didr_jax.planning.plan import make_plan
 from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
@@ -21,7 +22,9 @@ from didr_jax.training.validate import validate
 from didr_jax.training.workdir import claim_workdir, lock
 from didr_jax.types import InputError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, f"The recipe: {', '.join(named_configs())}, or a file of your own.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
 _MODE = flags.DEFINE_string("mode", "train", "train | sample | eval | export | score | compile")
 
@@ -68,6 +71,9 @@ def _compile(config) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's flag parsing, with an unknown config key reported beside the nearest valid ones."""
+    argv = with_paths(argv)
+    for flag in (_CONFIG, _WORKDIR, _MODE):  # what --help lists, whichever file was started
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
@@ -79,7 +85,7 @@ def _parse(argv: list[str]) -> list[str]:
     except OSError as error:  # ml_collections keeps a failed import until the config is first read
         raise InputError(f"--config: {' '.join(str(error.__cause__ or error).split())}") from None
     if missing:
-        raise InputError("--config is missing; for example --config=configs/digits.py")
+        raise InputError("--config is missing; for example --config=digits")
     if _MODE.value not in (*MODES, "compile"):
         raise InputError(f"--mode={_MODE.value} is not known; {nearest(_MODE.value, [*MODES, 'compile'])}")
     if not _WORKDIR.value and _MODE.value != "compile":
@@ -154,7 +160,7 @@ def _refuse(error: InputError) -> None:
 
 
 def main() -> None:
-    """Entry point of run.py."""
+    """Entry point of run.py, of the command `didr-jax` and of `python -m didr_jax`."""
 
     def parse(argv):
         try:
