@@ -10,6 +10,7 @@ from ml_collections import config_flags
 from didr_jax import recipes
 from didr_jax.checks import nearest
 from didr_jax.config import flatten
+from didr_jax.named_configs import named_configs, with_paths
 from didr_jax.planning.plan import main_stage, make_plan
 from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
@@ -26,7 +27,9 @@ from didr_jax.types import InputError
 
 MODES = ("train", "sample", "eval", "export", "score", "compile")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: a file of configs/.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, f"The recipe: {', '.join(named_configs())}, or a file of your own.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
 _MODE = flags.DEFINE_string("mode", "train", " | ".join(MODES))
 
@@ -51,6 +54,9 @@ def _compile(config) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's flag parsing, with an unknown config key reported beside the nearest valid ones."""
+    argv = with_paths(argv)
+    for flag in (_CONFIG, _WORKDIR, _MODE):  # what --help lists, whichever file was started
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
@@ -62,7 +68,7 @@ def _parse(argv: list[str]) -> list[str]:
     except OSError as error:  # ml_collections keeps a failed import until the config is first read
         raise InputError(f"--config: {' '.join(str(error.__cause__ or error).split())}") from None
     if missing:
-        raise InputError("--config is missing; for example --config=configs/digits.py")
+        raise InputError("--config is missing; for example --config=digits")
     if _MODE.value not in MODES:
         raise InputError(f"--mode={_MODE.value} is not known; {nearest(_MODE.value, MODES)}")
     if not _WORKDIR.value and _MODE.value != "compile":
@@ -140,7 +146,7 @@ def _refuse(error: InputError) -> None:
 
 
 def main() -> None:
-    """Entry point of run.py."""
+    """Entry point of run.py, of the command `didr-jax` and of `python -m didr_jax`."""
 
     def parse(argv):
         try:

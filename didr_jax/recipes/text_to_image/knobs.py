@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from didr_jax.config import base
+from didr_jax.config import base, game
 from didr_jax.rewards import REWARDS
 
 
@@ -71,6 +71,33 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.score.images = ""  # folder of --mode=score
     config.score.prompts = ""  # .jsonl, .csv, .tsv or .parquet with an image name and a prompt a row
     config.score.batch_size = 8
+    return config
+
+
+def stable_diffusion(pipeline: str, lr: float) -> ml_collections.ConfigDict:
+    """What SDXL and SD 1.5 share.  Values marked [DMD2] are those of its published runs (arXiv 2405.14867 and its code).
+
+    Args:
+      pipeline: the published architecture that a plan falls back on: `compile.pipeline`.
+      lr: peak learning rate of generator and TA, trained in full.
+    """
+    config = text_to_image()
+    config.recipe = "stable_diffusion"
+    config.compile.pipeline = pipeline
+    config.schedule.name = "ddpm"
+
+    config.network.generator_timesteps = (999,)  # of the generator, falling; one for each of its steps
+    config.network.cross_attention = "xla"  # to the text: as network.attention
+    config.lora.layers = (r"attn[12]/to_(q|k|v|out)$",)
+
+    config.align = game(steps=10_000, lr=lr, batch_size=128)  # steps [ours], the rest [DMD2]
+    config.align.ta_weighting = "eps"  # [DMD2]
+    config.align.ta_t_min = 0.0  # timesteps 0 to 999 [DMD2]
+    config.align.estimator = "auto"
+    config.align.beta = 0.1  # [ours] in units of the mix: bring the logged pull_to_divergence to 0.1-1
+    for part in (config.align.generator_optimizer, config.align.ta_optimizer):
+        part.warmup = 500  # [DMD2]
+        part.weight_decay = 0.01  # [DMD2]
     return config
 
 
