@@ -132,7 +132,7 @@ def exact_tilt(name, reward, x_t, t, beta, chunks):
     def accumulate(state, key):
         top, total, tilted, plain = state
         keys = jax.random.split(key)
-        x0 = jnp.concatenate([posterior_samples(mixture, x, t, k, 128) for x, k in zip((x_t, x_from), keys)])
+        x0 = jnp.concatenate([posterior_samples(mixture, x, t, k, 128) for x, k in zip((x_t, x_from), keys, strict=False)])
         # not a sum of products: jaxlib 0.10.2 compiles those wrongly (see `estimators.inner`)
         exponent = reward(x0) / beta - jnp.logaddexp(0.0, jnp.einsum("bd,nbd->nb", slope, x0) - log_z)
         new = jnp.maximum(top, exponent.max(0))
@@ -275,7 +275,7 @@ def plot(measured, path):
 
     panels = [("plane", "c=.18"), ("space16", "ridge"), ("space16", "tanh")]
     figure, axes = plt.subplots(2, len(panels), figsize=(13, 7), layout="constrained")
-    for (name, reward), top, bottom in zip(panels, *axes):
+    for (name, reward), top, bottom in zip(panels, *axes, strict=False):
         curves = {}
         for setting, (rms, _) in measured[name, reward].items():
             curves.setdefault(setting[0], []).append((cost(setting), rms))

@@ -45,7 +45,7 @@ def learn(name, steps, width=128, batch=512):
     d = mixture.means.shape[1]
     sizes = [d + 8, width, width, width, d]
     keys = jax.random.split(jax.random.key(0), len(sizes) - 1)
-    params = [(jax.random.normal(k, (m, n)) / m**0.5, jnp.zeros(n)) for k, m, n in zip(keys, sizes[:-1], sizes[1:])]
+    params = [(jax.random.normal(k, (m, n)) / m**0.5, jnp.zeros(n)) for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=False)]
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
 
     def denoiser(params, x, t):

@@ -73,10 +73,10 @@ def write(workdir: str, rows: list[dict]) -> None:
             file.write(f"| {row['label']} | {row['beta']:g} | {row['steps']} | {cells} |\n")
     others = [name for name in figures if name != "reward"]
     plot, axes = plt.subplots(1, len(others), figsize=(4 * len(others), 3.4), squeeze=False)
-    for axis, name in zip(axes[0], others):
+    for axis, name in zip(axes[0], others, strict=False):
         for label in dict.fromkeys(row["label"] for row in rows):
             curve = [(row["reward"], row[name]) for row in rows if row["label"] == label]
-            axis.plot(*zip(*curve), "o-", ms=4, label=label)
+            axis.plot(*zip(*curve, strict=False), "o-", ms=4, label=label)
         tilted = [row["reward"] for row in rows if row["label"].startswith("didr")]
         top = max(tilted or [row["reward"] for row in rows])  # beside DIDR, collapsed runs leave the picture
         inside = [row[name] for row in rows if row["reward"] <= 1.3 * top]

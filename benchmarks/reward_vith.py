@@ -58,7 +58,7 @@ def jax_side() -> dict:
     cosine = clip_cosine(vision, text, dtype=dtype, remat=REMAT.value)
     leaves, tree = jax.tree.flatten(clip_shapes(vision, text, dtype))
     keys = jax.random.split(jax.random.key(0), len(leaves))
-    params = tree.unflatten([0.02 * jax.random.normal(k, s.shape, s.dtype) for k, s in zip(keys, leaves)])
+    params = tree.unflatten([0.02 * jax.random.normal(k, s.shape, s.dtype) for k, s in zip(keys, leaves, strict=False)])
     images, ids = inputs()
 
     def score(images, params, ids):

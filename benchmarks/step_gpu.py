@@ -130,7 +130,7 @@ def torch_side() -> dict:
 
     step = Step(settings(), compiled=not TINY.value)
     laps = []
-    for i in range(2 + STEPS.value):
+    for _ in range(2 + STEPS.value):
         begin = time.perf_counter()
         step()
         laps.append(time.perf_counter() - begin)

@@ -92,14 +92,14 @@ def _explain(argv: list[str], error: Exception) -> str:
 
 
 def _load(path: str):
-    spec = {}
+    spec: dict = {}
     with open(path) as file:
         exec(compile(file.read(), path, "exec"), spec)
     return spec["get_config"]()
 
 
 def _run(_argv: list[str]) -> None:
-    config, workdir, mode = _CONFIG.value, _WORKDIR.value, _MODE.value
+    config, workdir, mode = _CONFIG.value, _WORKDIR.value or "", _MODE.value
     logging.set_verbosity(logging.WARNING)  # orbax narrates every save
     try:
         start(config, alone=mode == "compile")

@@ -136,7 +136,7 @@ def base() -> ml_collections.ConfigDict:
 
 def flatten(config) -> dict:
     """`{"a.b": value}` of a nested config, as JSON would read it back (tuples as lists)."""
-    flat = {}
+    flat: dict = {}
     for key, value in config.items():
         if isinstance(value, (ml_collections.ConfigDict, dict)):
             flat |= {f"{key}.{k}": v for k, v in flatten(value).items()}

@@ -124,9 +124,16 @@ def short_denoise(query: Query, key: PRNGKey | None, x_t: Array, t: Array, x_hat
 
 def posterior_samples(query: Query, x_t: Array, t: Array, x_hat: Array) -> tuple[Array, Array]:
     """N samples x0_i `[n, b, ...]` of Φ_K from (x_t, t) and their exponents ℓ(x0_i) `[n, b]`."""
+    assert query.key is not None, "an estimator that samples is given a key"
     draws = keys.split(query.key, query.estimate.num_samples)
     samples = jax.vmap(lambda key: short_denoise(query, key, x_t, t, x_hat))(draws)
     return samples, jax.vmap(query.tilt_exponent)(samples)
+
+
+def pulled_back(query: Query, cotangent: Array) -> Array:
+    """Jᵀ v."""
+    assert query.pullback is not None, "an estimator that differentiates the denoiser is given its pullback"
+    return query.pullback(cotangent)
 
 
 def weighted_sum(weights: Array, samples: Array) -> Array:
@@ -137,7 +144,7 @@ def weighted_sum(weights: Array, samples: Array) -> Array:
 def _chain_rule(query: Query, grads: tuple[Array, Array]) -> Array:
     """∂/∂x_t of f(x_t, x̂(x_t)), from its two partial derivatives and the shared Jacobian."""
     direct, through_x_hat = grads
-    return direct + query.pullback(through_x_hat)
+    return direct + pulled_back(query, through_x_hat)
 
 
 def drp(query: Query) -> Array:
@@ -163,7 +170,7 @@ def stein(query: Query) -> Array:
     """Equation (3)."""
     samples, exponents = posterior_samples(query, query.x_t, query.t, query.x_hat)
     gradients = jax.vmap(lambda x0: exponent_gradient(query, x0))(samples)
-    return query.pullback(weighted_sum(jax.nn.softmax(exponents, axis=0), gradients))
+    return pulled_back(query, weighted_sum(jax.nn.softmax(exponents, axis=0), gradients))
 
 
 def covariance(query: Query) -> Array:
@@ -183,7 +190,7 @@ def covariance_cv(query: Query) -> Array:
     known = (1 + linear - jnp.mean(linear, axis=0)) / query.estimate.num_samples
     α, σ = signal_and_noise(query.schedule, query.t, query.x_t)
     residual = weighted_sum(jax.nn.softmax(exponents, axis=0) - known, deviations)
-    return query.pullback(gradient) + α / σ**2 * residual
+    return pulled_back(query, gradient) + α / σ**2 * residual
 
 
 def implicit(query: Query) -> Array:
@@ -192,7 +199,7 @@ def implicit(query: Query) -> Array:
     δ = λ = p = u = jnp.zeros_like(query.x_hat)  # δ = Cλ, and the search directions p = Cu
     ρ, energy = exponent_gradient(query, query.x_hat), None
     for _ in range(IMPLICIT_PULLBACKS):
-        Cρ = σ**2 / α * query.pullback(ρ)
+        Cρ = σ**2 / α * pulled_back(query, ρ)
         last, energy = energy, inner(ρ, Cρ)
         if last is None:
             first, keep = energy, jnp.zeros_like(energy)

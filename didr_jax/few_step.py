@@ -61,7 +61,7 @@ class FewStep:
         low, high = self.schedule.t_min, self.schedule.t_max
         if not 1 <= len(self.times) <= MAX_STEPS:
             raise ValueError(f"a generator has 1 to {MAX_STEPS} steps, got {len(self.times)}")
-        if any(s >= t for t, s in zip(self.times, self.times[1:])):
+        if any(s >= t for t, s in zip(self.times, self.times[1:], strict=False)):
             raise ValueError(f"the times of a generator's steps must decrease, got {self.times}")
         if not all(low < t <= high for t in self.times):
             raise ValueError(f"the {self.schedule.name} schedule has noise at times in ({low}, {high}], got {self.times}")
@@ -74,7 +74,7 @@ class FewStep:
         if not 1 <= num_steps <= MAX_STEPS:
             raise ValueError(f"a generator has 1 to {MAX_STEPS} steps, got {num_steps}")
         with jax.ensure_compile_time_eval():  # numbers, also where a program is being traced
-            times = np.asarray(schedule.grid(first, num_steps)).tolist()
+            times = np.asarray(schedule.grid(jnp.asarray(first), num_steps)).tolist()
         return cls(schedule, tuple(times), solver)
 
     @property

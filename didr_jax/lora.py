@@ -155,7 +155,7 @@ def saved(path: str | os.PathLike, base: PyTree, alpha: float, table: Sequence[R
     rank = next(iter(factors["lora_A"].values())).shape[0]
     flat = flatten_dict(base, sep="/")
     hits = [rule.flax_path(name) for name in factors["lora_A"] for rule in table]
-    kernels = {hit[0]: flat[hit[0]].shape for hit in hits if hit and hit[0] in flat}
+    kernels: dict[str, Any] = {hit[0]: flat[hit[0]].shape for hit in hits if hit and hit[0] and hit[0] in flat}
     shape_of = {
         "lora_A": lambda shape: (*shape[:-1], rank),
         "lora_B": lambda shape: (*shape[:-2], rank, shape[-1]),
@@ -173,7 +173,7 @@ def saved(path: str | os.PathLike, base: PyTree, alpha: float, table: Sequence[R
     ours = lambda name, tree: {(*kernel.split("/")[:-1], leaf_of[name]): leaf for kernel, leaf in tree.items()}
 
     def fill(shapes: PyTree, places: Any) -> PyTree:
-        wanted, adapters = flatten_dict(shapes), {}
+        wanted, adapters = flatten_dict(shapes), dict[tuple[str, ...], Array]()
         for name, tensors in factors.items():
             tree, where = unflatten_dict(expected[name], sep="/"), places
             if isinstance(places, Mapping):
@@ -204,7 +204,9 @@ def _pairs(lora: PyTree, params: Mapping | None = None) -> dict[tuple[str, ...],
     """{layer path: (A, B)}; with flat `params`, checked against their kernels."""
     flat = flatten_dict(lora)
     pairs = {path[:-1]: (flat[path], flat[*path[:-1], B]) for path in flat if path[-1] == A}
-    for path, (a, b) in pairs.items() if params is not None else ():
+    if params is None:
+        return pairs
+    for path, (a, b) in pairs.items():
         kernel = params.get((*path, KERNEL))
         if kernel is None or kernel.shape != (*a.shape[:-1], b.shape[-1]):
             size = f"{a.shape[-2]} to {b.shape[-1]}"

@@ -108,7 +108,9 @@ def _weight(name: str, nets: Bound, x0: Array, x_r: Array, t: Array) -> Array:
 
 
 def _reward_gradient(nets: Bound, x0: Array) -> Array:
-    return jax.grad(lambda x: jnp.sum(nets.reward(x)))(x0)
+    assert nets.reward is not None
+    reward = nets.reward
+    return jax.grad(lambda x: jnp.sum(reward(x)))(x0)
 
 
 def _guided(nets: Bound, x_t: Array, t: Array, x_c: Array) -> Array:

@@ -92,7 +92,7 @@ def denoise(
         x = renoise(schedule, x0, x, now, after, noise, stochasticity).astype(x.dtype)
         return (x, denoiser(x, after).astype(x0.dtype)), None
 
-    step_keys = keys.split(key, num_steps - 1) if stochastic else None
+    step_keys = keys.split(key, num_steps - 1) if stochastic and key is not None else None
     body = jax.checkpoint(step, prevent_cse=unroll) if remat else step
     (_, x0), _ = jax.lax.scan(body, (x_t, x0), (times[:-1], times[1:], step_keys), unroll=num_steps - 1 if unroll else 1)
     return x0

@@ -18,7 +18,7 @@ LEVEL = 1 / 255
 def photo(name: str, height: int, width: int) -> np.ndarray:
     """The upper left `height` x `width` of a photograph, mirrored on where it is too small; uint8."""
     image = load_sample_image(f"{name}.jpg")
-    pads = [(0, max(0, n - m)) for n, m in zip((height, width), image.shape)]
+    pads = [(0, max(0, n - m)) for n, m in zip((height, width), image.shape, strict=False)]
     return np.pad(image, (*pads, (0, 0)), mode="symmetric")[:height, :width]
 
 

@@ -40,7 +40,7 @@ def test_flow_step_is_eulers():
     denoiser = LAW.denoiser(schedule)
     velocity = lambda x, t: from_x0("velocity", denoiser(x, t), x, t, schedule)
     x, times = x_t, [0.8, 0.6, 0.4, 0.2, 0.0]
-    for now, after in zip(times, times[1:]):
+    for now, after in zip(times, times[1:], strict=False):
         x = x + (after - now) * velocity(x, jnp.full(8, now))
     np.testing.assert_allclose(denoise(denoiser, schedule, x_t, t, num_steps=4), x, atol=2e-6)
 

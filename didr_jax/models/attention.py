@@ -13,6 +13,7 @@ compiled here for a TPU or GPU that is not here must still get that machine's ke
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +131,7 @@ def _block(length: int, head_dim: int) -> int:
     return next(b for b in (1024, 512, 384, 256, LANES) if b <= most and length % b == 0)
 
 
-BACKENDS = {
+BACKENDS: dict[str, Callable[..., Array]] = {
     "xla": functools.partial(_dot_product, implementation="xla"),
     "chunked": _chunked,
     "cudnn": _cudnn,

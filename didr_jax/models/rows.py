@@ -42,7 +42,9 @@ def row_axes(rows: int) -> tuple[str, ...]:
     """Axes of the mesh now in use over which so many rows are spread; none without a mesh, on one device, or if they
     cannot be spread evenly."""
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types) if name != "tensor" and kind == AxisType.Auto)
+    axes = tuple(
+        name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=False) if name != "tensor" and kind == AxisType.Auto
+    )
     ways = math.prod(mesh.shape[name] for name in axes)
     return axes if ways > 1 and rows % ways == 0 else ()
 

@@ -95,7 +95,7 @@ class UpBlock(UNetBlock):
                 x = self.transformer(i)(x, context)
         if self.level > 0:
             # An odd size was rounded up on the way down: the next skip knows it.
-            x = Upsample(name="upsamplers_0", **self.types())(x, skips[-1].shape[1:3])
+            x = Upsample(name="upsamplers_0", **self.types())(x, (skips[-1].shape[1], skips[-1].shape[2]))
         return x
 
 
@@ -147,24 +147,23 @@ class UNet(Network):
                 "UNet: added_cond (text_embeds, time_ids) goes with addition_embed_type='text_time' (SDXL) and "
                 f"with nothing else; config has {'none' if c.added_time_dim is None else 'text_time'}"
             )
-        if added_cond is not None:
+        if added_cond is not None and c.added_time_dim is not None:
             times = wave(added_cond["time_ids"], c.added_time_dim).reshape(len(sample), -1)
             added = jnp.concatenate([added_cond["text_embeds"], times], axis=-1)
             temb += embed(name="add_embedding")(added.astype(self.dtype))
 
-        part = functools.partial(
-            dict, config=c, backend=self.backend, cross_backend=self.cross_backend,
-            remat=self.remat, **types,
+        part: dict[str, Any] = dict(
+            config=c, backend=self.backend, cross_backend=self.cross_backend, remat=self.remat, **types
         )  # fmt: skip
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, **types)
         levels = range(len(c.channels))
         x = conv(c.channels[0], name="conv_in")(sample.astype(self.dtype))
         skips = [x]
         for i in levels:
-            x, new = DownBlock(level=i, name=f"down_blocks_{i}", **part())(x, temb, context)
+            x, new = DownBlock(level=i, name=f"down_blocks_{i}", **part)(x, temb, context)
             skips += new
-        x = MidBlock(level=levels[-1], name="mid_block", **part())(x, temb, context)
+        x = MidBlock(level=levels[-1], name="mid_block", **part)(x, temb, context)
         for i in levels:
-            x = UpBlock(level=levels[-1] - i, name=f"up_blocks_{i}", **part())(x, skips, temb, context)
+            x = UpBlock(level=levels[-1] - i, name=f"up_blocks_{i}", **part)(x, skips, temb, context)
         x = nn.silu(GroupNorm(c.groups, c.eps, name="conv_norm_out", **types)(x))
         return conv(c.out_channels, name="conv_out")(x)

@@ -58,8 +58,9 @@ class VAEConfig:
             fixed={"act_fn": ("silu", "swish"), "latents_mean": (None,), "latents_std": (None,)},
             free=("sample_size", "force_upcast"),  # float16 is not offered here; bfloat16 does not overflow
         )
-        values = {field_of[k]: v for k, v in raw.items() if k in field_of and v is not None}
-        config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        values: dict[str, Any] = {field_of[k]: v for k, v in raw.items() if k in field_of and v is not None}
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        config = cls(**values)
         for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             kinds = raw.get(key, [kind])
             if list(kinds) != [kind] * len(config.channels):

@@ -47,7 +47,7 @@ class ZImageConfig:
         """
         used = [field.name for field in dataclasses.fields(cls) if field.name != "patch_size"]
         check_config(raw, "ZImageTransformer2DModel", used=[*used, "all_patch_size", "n_kv_heads"], fixed=FIXED)
-        values = {key: tuple(raw[key]) if key.startswith("axes") else raw[key] for key in used if key in raw}
+        values: dict[str, Any] = {key: tuple(raw[key]) if key.startswith("axes") else raw[key] for key in used if key in raw}
         patch_size, *more = raw.get("all_patch_size", (2,))
         config = cls(**values, patch_size=patch_size)
         head_dim = config.dim / config.n_heads

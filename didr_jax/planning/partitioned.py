@@ -113,15 +113,23 @@ def texts(folder: str | os.PathLike, patience: float = 3600.0) -> tuple[str, str
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     """{name: instructions} and the name of the entry."""
-    computations, entry, current = {}, "", None
+    computations: dict[str, list[_Instruction]] = {}
+    entry, current = "", None
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY ")):
-            name = re.search(r"%([\w.\-]+)", line)[1]
+            name = _found(r"%([\w.\-]+)", line)
             current = computations[name] = []
             entry = name if line.startswith("ENTRY") else entry
         elif current is not None and (m := re.match(r"\s+(?:ROOT )?%([\w.\-]+) = (.*)", line)):
             current.append(_instruction(m[1], m[2]))
     return computations, entry
+
+
+def _found(pattern: str, text: str) -> str:
+    """What the group of a pattern that must be there matched."""
+    if (m := re.search(pattern, text)) is None:
+        raise ValueError(f"no {pattern} in a program: {text[:80]}")
+    return m[1]
 
 
 def _instruction(name: str, rest: str) -> _Instruction:
@@ -175,8 +183,8 @@ def _dot(instruction: _Instruction, types: Mapping[str, str]) -> float:
 def _convolution(instruction: _Instruction, types: Mapping[str, str]) -> float:
     """As `flops`: padding counts as image, the zeros between the entries of a dilated image do not."""
     kernel = _shape(types[instruction.operands[1]])
-    labels = re.search(r"dim_labels=\w+_(\w+)->", instruction.rest)[1]
-    depth = math.prod(n for n, label in zip(kernel, labels) if label != "o")
+    labels = _found(r"dim_labels=\w+_(\w+)->", instruction.rest)
+    depth = math.prod(n for n, label in zip(kernel, labels, strict=False) if label != "o")
     dilation = re.search(r"lhs_dilate=([\dx]+)", instruction.rest)
     zeros = math.prod(int(n) for n in dilation[1].split("x")) if dilation else 1
     return 2.0 * math.prod(_shape(instruction.type)) * depth / zeros
@@ -196,7 +204,7 @@ def _called(instruction: _Instruction, computations: Mapping[str, list[_Instruct
     """How often an instruction runs other computations, and which of them (one, or alternatives)."""
     rest = instruction.rest
     if instruction.op == "while":
-        condition, body = (re.search(rf"{part}=%([\w.\-]+)", rest)[1] for part in ("condition", "body"))
+        condition, body = (_found(rf"{part}=%([\w.\-]+)", rest) for part in ("condition", "body"))
         return _repeats(rest, computations[condition]), [body]
     if instruction.op == "conditional":
         branches = re.search(r"branch_computations=\{([^}]*)\}", rest)

@@ -16,6 +16,7 @@ import dataclasses
 import math
 import re
 import time
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
@@ -64,7 +65,7 @@ class Plan:
     @property
     def fits(self) -> bool | None:
         """None: not known."""
-        room = self.machine.chip and self.machine.chip.memory
+        room = self.machine.chip.memory if self.machine.chip else None
         if self.refused:
             return False
         if room is None or (self.needed is None and sum(self.parts.values()) < room):
@@ -74,7 +75,7 @@ class Plan:
     def step_seconds(self, utilisation: float) -> float | None:
         """At a given share of the chips' peak; None on a machine whose peak is not known."""
         chip = self.machine.chip
-        return chip and self.flops / (self.machine.size * chip.peak * utilisation)
+        return self.flops / (self.machine.size * chip.peak * utilisation) if chip else None
 
 
 def main_stage(recipe: Recipe, config) -> Stage:
@@ -104,6 +105,7 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
         not installed.
     """
     only_shapes = config.compile.only_shapes
+    mesh: Any  # abstract, or of devices that may not be here
     if only_shapes:
         mesh = AbstractMesh(tuple(mesh_sizes(config.mesh, machine.size)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     else:
@@ -113,7 +115,7 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
     state, frozen, batch = arguments
     sizes = {"state": state, "frozen": frozen, "batch": batch}
     parts = {name: bytes_per_device(tree) for name, tree in _named(sizes).items()}
-    fields = dict(
+    fields: dict[str, Any] = dict(
         stage=stage.name, machine=machine, mesh=dict(mesh.shape), batch_size=stage.batch_size,
         micro_batches=config[stage.name].micro_batches, parts=parts,
     )  # fmt: skip
@@ -131,14 +133,14 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
             refused, needed = refusal(str(error), held)
             if not refused:
                 raise
-            found = dict(refused=refused, needed=needed, temporaries=needed and needed - held)
+            fields |= dict(refused=refused, needed=needed, temporaries=needed and needed - held)
         else:
             there = memory.argument_size_in_bytes
             temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
             program = memory.generated_code_size_in_bytes
-            found = dict(padding=max(there - held, 0), temporaries=temporaries, program=program)
-            found["needed"] = there + temporaries + program
-    return Plan(**fields, **found, seconds=time.perf_counter() - start)
+            fields |= dict(padding=max(there - held, 0), temporaries=temporaries, program=program)
+            fields["needed"] = there + temporaries + program
+    return Plan(**fields, seconds=time.perf_counter() - start)
 
 
 def _placed(stage: Stage, config, mesh) -> tuple[PyTree, PyTree, PyTree]:
@@ -152,7 +154,7 @@ def _placed(stage: Stage, config, mesh) -> tuple[PyTree, PyTree, PyTree]:
 
 def _named(trees: dict[str, PyTree]) -> dict[str, PyTree]:
     """{name: tree} one level below state and frozen; counters are gathered under one name."""
-    named = {"counters": []}
+    named: dict[str, Any] = {"counters": []}
     for kind, tree in trees.items():
         if kind == "batch":
             named[kind] = tree
@@ -177,9 +179,11 @@ def refusal(message: str, held: int = 0) -> tuple[str, int | None]:
         return "", None
     line = " ".join(message.split())
     in_bytes = lambda found: int(float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2]))))
+    size: int | None
     if temporaries := re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", line):
         size = held + in_bytes(temporaries)
     else:
-        size = (used := re.search(r"Used ([\d.]+)([KMGT]) of", line)) and in_bytes(used)
+        used = re.search(r"Used ([\d.]+)([KMGT]) of", line)
+        size = in_bytes(used) if used else None
     sentence = re.search(r"(Ran out of memory[^.]*\.(?:[^.]*\d\.\d[^.]*)*)", line)
     return (sentence[1] if sentence else line)[:300], size

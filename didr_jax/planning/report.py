@@ -37,12 +37,13 @@ def report(plan: Plan, config, recipe: Recipe) -> str:
     lines += [_row(name, size) for name, size in plan.parts.items() if size]
     if plan.padding:
         lines.append(_row("padding of the compiler's layouts", plan.padding))
-    known = plan.temporaries is not None
-    lines.append(_row("activations and other temporaries", plan.temporaries) if known else _unknown(plan))
+    lines.append(_unknown(plan) if plan.temporaries is None else _row("activations and other temporaries", plan.temporaries))
     if plan.program:
         lines.append(_row("the compiled step itself", plan.program))
-    needed = plan.needed if known else sum(plan.parts.values())
-    lines.append(_row("sum" if known else "sum of what is known", needed))
+    if plan.temporaries is None or plan.needed is None:
+        lines.append(_row("sum of what is known", sum(plan.parts.values())))
+    else:
+        lines.append(_row("sum", plan.needed))
     if chip:
         verdict = {True: "fits", False: "does NOT fit", None: "fits without activations"}[plan.fits]
         lines.append(f"{_row('a device has', chip.memory)}   {verdict}")
@@ -50,12 +51,12 @@ def report(plan: Plan, config, recipe: Recipe) -> str:
         lines.append(f"the compiler refused the program: {plan.refused}")
     if plan.fits is False:
         lines += ["", "to make it fit, in this order (--config.…)", *advice((*FIRST, *recipe.remedies, *LAST), plan, config)]
-    elif plan.fits and plan.needed < ROOMY * chip.memory:
+    elif plan.fits and chip and plan.needed is not None and plan.needed < ROOMY * chip.memory:
         if found := advice(recipe.luxuries, plan, config):
             lines += ["", "there is room (--config.…)", *found]
     lines += ["", f"operations per image  {plan.flops / plan.batch_size / 1e12:.4g} TFLOP, recomputation included"]
     seconds = plan.step_seconds(config.compile.utilisation)
-    if seconds:
+    if chip and seconds:
         rate = f"{plan.batch_size / seconds:.3g} images/s"
         share = f"{config.compile.utilisation:.0%} of {chip.peak / 1e12:.0f} TFLOP/s per device"
         lines.append(f"step                  {seconds:.3g} s, {rate}, at {share}")

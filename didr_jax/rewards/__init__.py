@@ -45,7 +45,7 @@ def load(name: str, options: Mapping[str, Any]) -> RewardModel:
     kind = options.pop("kind", name)
     if kind not in REWARDS:
         raise InputError(f"reward {name!r} is unknown and has no known kind; {nearest(kind, REWARDS)}")
-    units = {key: float(options.pop(key)) for key in ("centre", "spread") if key in options}
+    units: dict[str, Any] = {key: float(options.pop(key)) for key in ("centre", "spread") if key in options}
     if units.get("spread", 1.0) <= 0:
         raise InputError(f"reward {name!r}: spread must be positive")
     record = REWARDS[kind]

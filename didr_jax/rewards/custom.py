@@ -87,8 +87,7 @@ def black_box(
         # Under vmap the arguments carry further leading axes: one call serves them all.
         images, prompts = np.asarray(images), np.asarray(prompts)
         flat = images.reshape(-1, *images.shape[-3:])
-        scores = function(flat, from_utf8(prompts.reshape(-1, prompts.shape[-1])))
-        scores = np.asarray(scores, np.float32)
+        scores = np.asarray(function(flat, from_utf8(prompts.reshape(-1, prompts.shape[-1]))), np.float32)
         if scores.shape != flat.shape[:1]:
             raise InputError(f"custom reward {path!r} returned shape {scores.shape} for {len(flat)} images")
         return scores.reshape(images.shape[:-3])

@@ -103,7 +103,7 @@ def score_folder(
         text = [pairs[i][1] for i in filled]
         for r in rewards:
             score, preprocess = programs[r.name]
-            for i, value in zip(indices, np.asarray(score(params[r.name], preprocess(x), r.tokenize(text)))):
+            for i, value in zip(indices, np.asarray(score(params[r.name], preprocess(x), r.tokenize(text))), strict=False):
                 rows[i][r.name] = float(value)
     if out is not None:
         _write(Path(out), rows)

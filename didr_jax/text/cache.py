@@ -95,7 +95,7 @@ def _begin(entry: Path) -> Path:
 
 def _write(folder: Path, prompts: Sequence[str], encoder: TextEncoder, dtype: np.dtype, batch_size: int) -> None:
     params, encode = encoder.weights.load(), jax.jit(encoder.encode)
-    arrays: Arrays = {}
+    arrays: dict[str, np.memmap] = {}
     for start in range(0, len(prompts), batch_size):
         chunk = list(prompts[start : start + batch_size])
         filled = chunk + [""] * (batch_size - len(chunk))
@@ -111,7 +111,7 @@ def _write(folder: Path, prompts: Sequence[str], encoder: TextEncoder, dtype: np
         array.flush()
 
 
-def _array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def _array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
     try:
         return np.lib.format.open_memmap(path, "w+", dtype, shape)
     except OSError as error:

@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def has_tokenizer(folder: str | os.PathLike) -> bool:
     return any((Path(folder) / name).is_file() for name in FILES)
 
 
-def _from_folder(kind: type, folder: str | os.PathLike | None):
+def _from_folder(kind: Any, folder: str | os.PathLike | None):
     if folder is None:
         return _blank
     if not Path(folder).is_dir():

@@ -42,5 +42,5 @@ def peak_here(tflops: float) -> float | None:
     None: not known.
     """
     chip = chip_here()
-    each = tflops * 1e12 or (chip and chip.peak)
-    return each and each * jax.device_count()
+    each = tflops * 1e12 or (chip.peak if chip else None)
+    return each * jax.device_count() if each else None

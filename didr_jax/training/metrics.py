@@ -144,8 +144,8 @@ class Progress:
     def __init__(self, log: RunLog, label: str, stage: str, first: int, total: int, batch_size: int):
         self._log, self._label, self._stage = log, label, stage
         self._first, self._total, self._batch_size = first, total, batch_size
-        self._origin = None
-        self.least = None
+        self._origin: float | None = None
+        self.least: float | None = None
 
     def started(self, step: int) -> None:
         """Marks the end of compilation, from which the rate is counted."""
@@ -161,7 +161,8 @@ class Progress:
 
     def report(self, step: int, metrics: dict) -> None:
         """Prints and logs `metrics` (floats) of the step that was just finished."""
-        rate = (step - self._first) / max(time.time() - self._origin, 1e-9)
+        begun = time.time() if self._origin is None else self._origin
+        rate = (step - self._first) / max(time.time() - begun, 1e-9)
         images, seen = rate * self._batch_size, step * self._batch_size
         eta = (self._total - step) / max(rate, 1e-9)
         figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -170,9 +171,9 @@ class Progress:
         self._log.say(
             f"{self._label}  {step:>5}/{self._total}  {seen:,} img  {speed if step > self._first else 'compiled'}  {figures}"
         )
-        seen = {"images_seen": seen, "images_per_second": round(images, 2)}
-        seen |= {"utilisation": round(rate * self.least, 4)} if self.least and step > self._first else {}
-        self._log.write(self._stage, step, metrics | seen)
+        told = {"images_seen": seen, "images_per_second": round(images, 2)}
+        told |= {"utilisation": round(rate * self.least, 4)} if self.least and step > self._first else {}
+        self._log.write(self._stage, step, metrics | told)
 
 
 def read_metrics(workdir: str) -> list[dict]:

@@ -50,7 +50,7 @@ def mesh_sizes(section, devices: int) -> list[int]:
       InputError: they do not multiply to the number of devices.
     """
     sizes = [section[axis] for axis in AXES]
-    asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
+    asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=False))
     if sizes.count(-1) == 1:
         known = math.prod(size for size in sizes if size != -1)
         if known > 0 and devices % known == 0:
@@ -116,11 +116,11 @@ def spec_of(path: str, shape: tuple[int, ...], table, mesh: Mesh, min_size: int)
             return PartitionSpec()
         split = max(fits, key=lambda d: shape[d])
         return PartitionSpec(*("fsdp" if d == split else None for d in range(len(shape))))
-    entries = [None if a == "-" else tuple(a.split("+")) for a in axes.split(",")]
+    entries: list[tuple[str, ...] | None] = [None if a == "-" else tuple(a.split("+")) for a in axes.split(",")]
     if len(entries) > len(shape):  # e.g. the factored moments of Adafactor, which have lost a dimension
         return PartitionSpec()
-    entries = [None] * (len(shape) - len(entries)) + entries
-    for n, names in zip(shape, entries):
+    entries = [*[None] * (len(shape) - len(entries)), *entries]
+    for n, names in zip(shape, entries, strict=False):
         if names and n % math.prod(mesh.shape[name] for name in names):
             raise InputError(f"config.mesh.rules: {axes} cannot split {path} {shape}: {n} is not divisible")
     return PartitionSpec(*entries)

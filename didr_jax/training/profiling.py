@@ -16,7 +16,8 @@ class ProfileWindow:
 
     def __init__(self, section, stage: str, workdir: str):
         wanted = section.stage == stage
-        self._start, self._stop = (section.first, section.first + section.steps) if wanted else (-1, -1)
+        self._start: int = section.first if wanted else -1
+        self._stop: int = section.first + section.steps if wanted else -1
         self._directory, self._open = os.path.join(workdir, "profile"), False
 
     def before(self, nth: int, state) -> None:

@@ -81,7 +81,7 @@ def curves(workdir: str) -> None:
 def scatter(path: str, clouds: dict[str, np.ndarray]) -> None:
     """A PNG with a panel per cloud of points `[n, 2]`, on common axes."""
     figure, axes = plt.subplots(1, len(clouds), figsize=(3 * len(clouds), 3.2), sharex=True, sharey=True, squeeze=False)
-    for axis, (title, points) in zip(axes[0], clouds.items()):
+    for axis, (title, points) in zip(axes[0], clouds.items(), strict=False):
         axis.scatter(points[:, 0], points[:, 1], s=2, alpha=0.4, lw=0)
         axis.set_title(title, fontsize=9)
         axis.set_aspect("equal")

@@ -56,7 +56,7 @@ def saved_products(run: Run) -> Products:
     for name in run.config.stages:
         saves, steps = run.saves(name), run.config[name].steps
         latest = saves.latest()
-        if latest != steps:
+        if latest is None or latest != steps:
             at = f"at step {latest or 0} of {steps}"
             raise InputError(f"--workdir={run.workdir}: stage {name!r} is not finished ({at}); run --mode=train first")
         products[name] = saves.products(latest)

@@ -57,7 +57,7 @@ class Stage:
     batch_shapes: PyTree = None
     evals: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
 
-    def compiled(self, places: Any, mesh: Mesh) -> Callable:
+    def compiled(self, places: Any, mesh: Mesh) -> jax.stages.Wrapped:
         """The step as a jitted function that overwrites its state; `places`: where the state lives."""
         return jax.jit(self.step, donate_argnums=0, out_shardings=(places, NamedSharding(mesh, PartitionSpec())))
 

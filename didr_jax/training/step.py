@@ -227,7 +227,8 @@ def make_game_step(
         if guidance != 1.0 and networks.unconditional is not None:
             no_c = networks.unconditional(frozen, c)
             guided = lambda x_t, t, x_c: guide(x_c, networks.reference(frozen, x_t, t, no_c), guidance)
-        reward = None if networks.reward is None else (lambda x0: networks.reward(frozen, x0, c))
+        score = networks.reward
+        reward = None if score is None else (lambda x0: score(frozen, x0, c))
         return Bound(schedule, lambda x_t, t: networks.ta(ta, frozen, x_t, t, c), reference, guided, reward)
 
     def finished(params, frozen, z, c, i, x0):
@@ -239,6 +240,9 @@ def make_game_step(
         return jax.lax.stop_gradient(jax.lax.cond(i == last, lambda: x0, whole))
 
     def reward_of(frozen, x0, c) -> dict[str, Array]:
+        """What the log says of the reward of samples; nothing without one."""
+        if networks.reward is None:
+            return {}
         return {"reward": networks.reward(frozen, x0, c)} if networks.terms is None else networks.terms(frozen, x0, c)
 
     def generator_gradient(params, ta, frozen, c, key):

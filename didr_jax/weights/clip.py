@@ -228,7 +228,7 @@ def _hf_configs(path: str | os.PathLike) -> Configs:
     return hf_vision_config(config.vision_config, width), hf_text_config(config.text_config, width)
 
 
-def _hf_config(kind: type, folder: str | os.PathLike) -> Any:
+def _hf_config(kind: Any, folder: str | os.PathLike) -> Any:
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; give a Hugging Face CLIP folder or an open_clip file")
     return kind.from_pretrained(folder)

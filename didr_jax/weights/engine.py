@@ -96,8 +96,8 @@ def unfilled(shapes: PyTree) -> Weights:
 
 def _matched(tensors: Tensors, table: Sequence[Rule], shapes: PyTree) -> tuple[dict, Any, dict]:
     """{Flax path: shape}, the tree's structure, and {Flax path: source}."""
-    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
-    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    flat, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
     sources, problems = _sources(tensors, table, leaves)
     if problems:
         raise InputError(f"weights do not fit the model: {'; '.join(problems)}")
@@ -106,7 +106,9 @@ def _matched(tensors: Tensors, table: Sequence[Rule], shapes: PyTree) -> tuple[d
 
 def _sources(tensors: Tensors, table: Sequence[Rule], leaves: dict) -> tuple[dict, list[str]]:
     """Flax path -> (stacked?, [view of each layer]), and what is wrong."""
-    found, unexpected, misshapen = defaultdict(dict), [], []
+    found: defaultdict[str, dict[int, Any]] = defaultdict(dict)
+    unexpected: list[str] = []
+    misshapen: list[str] = []
     for name in tensors:
         matches = [(r, hit) for r in table if (hit := r.flax_path(name)) is not None]
         # A fused tensor feeds all rows of its pattern; anything else only its first row.
@@ -127,11 +129,12 @@ def _sources(tensors: Tensors, table: Sequence[Rule], leaves: dict) -> tuple[dic
             elif tuple(view.shape) != tuple(shape):
                 misshapen.append(f"{name} {list(tensors[name].shape)} for {path} {list(shape)}")
             found[path].setdefault(i, view)
-    sources, missing = {}, []
+    sources: dict[str, tuple[bool, list]] = {}
+    missing: list[str] = []
     for path, leaf in leaves.items():
-        rule, name = _writer(table, path)
+        rule, name_of = _writer(table, path)
         indices = range(leaf.shape[0] if rule.stacked else 1)
-        missing += [name(i) for i in indices if i not in found[path]]
+        missing += [name_of(i) for i in indices if i not in found[path]]
         sources[path] = (rule.stacked, [found[path].get(i) for i in indices])
     kinds = {"missing": sorted(set(missing)), "unexpected": unexpected, "misshapen": misshapen}
     return sources, [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
@@ -155,7 +158,8 @@ def _writer(table: Sequence[Rule], path: str) -> tuple[Rule, Callable[[int], str
 def _place(source: tuple[bool, list], shape: tuple, dtype: Any, sharding) -> jax.Array:
     stacked, views = source
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: tuple[slice, ...] | None) -> np.ndarray:
+        index = index or ()
         # A fresh buffer: the parameters may be donated, and the file's pages must not be.
         if not stacked:
             return np.array(views[0][index], dtype, order="C")
@@ -192,12 +196,12 @@ def to_torch(params: PyTree, table: Sequence[Rule], *, dtype: Any = None) -> Ten
       name -> lazy tensor: `np.asarray(tensors[name])` fetches that one.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    pieces = defaultdict(dict)
+    pieces: defaultdict[str, dict[int, tuple]] = defaultdict(dict)
     for path, leaf in leaves:
-        rule, name = _writer(table, jax.tree_util.keystr(path, simple=True, separator="/"))
+        rule, name_of = _writer(table, jax.tree_util.keystr(path, simple=True, separator="/"))
         for i in range(leaf.shape[0] if rule.stacked else 1):
             part, n = rule.part or (0, 1)
-            pieces[name(i)][part] = (rule, n, leaf, i if rule.stacked else None)
+            pieces[name_of(i)][part] = (rule, n, leaf, i if rule.stacked else None)
     for name, parts in pieces.items():
         if len(parts) != next(iter(parts.values()))[1]:
             raise LookupError(f"only some of the parts of {name} are in the parameters")

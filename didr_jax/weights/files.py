@@ -168,12 +168,13 @@ def _nbytes(tensor: Any) -> int:
 
 
 def _split(tensors: Tensors, max_bytes: int | None) -> list[list[str]]:
-    shards, room = [[]], max_bytes or math.inf
+    shards: list[list[str]] = [[]]
+    most = room = max_bytes or math.inf
     for name in sorted(tensors):
         size = _nbytes(tensors[name])
         if shards[-1] and size > room:
             shards.append([])
-            room = max_bytes
+            room = most
         shards[-1].append(name)
         room -= size
     return shards
@@ -182,7 +183,8 @@ def _split(tensors: Tensors, max_bytes: int | None) -> list[list[str]]:
 def _write_one(path: Path, tensors: Tensors, names: Iterable[str]) -> None:
     # Wider types first, so that each tensor starts on a multiple of its item size.
     names = sorted(names, key=lambda n: (-np.dtype(tensors[n].dtype).itemsize, n))
-    header, start = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    start = 0
     for name in names:
         stop = start + _nbytes(tensors[name])
         dtype = _NAMES[np.dtype(tensors[name].dtype)]

@@ -47,7 +47,7 @@ class Rule:
     part: tuple[int, int] | None = None
 
     def __post_init__(self):
-        self._pieces  # a row that cannot be read both ways is refused where it is written
+        _ = self._pieces  # a row that cannot be read both ways is refused where it is written
 
     @functools.cached_property
     def _pieces(self) -> list[str]:
@@ -68,7 +68,7 @@ class Rule:
     @functools.cached_property
     def _flax_path(self) -> re.Pattern:
         groups = iter([g for g in self._pieces[1::2] if not g.startswith("(?P<layer>")])
-        first, *rest = map(re.escape, self.target.split("{}"))
+        first, *rest = map(re.escape, (self.target or "").split("{}"))
         return re.compile(first + "".join(next(groups) + text for text in rest))
 
     @property

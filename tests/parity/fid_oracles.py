@@ -117,7 +117,7 @@ def two_folders(root, count=24, size=320, seed=0):
         for i in range(count):
             picture = pictures[i % len(pictures)]
             h, w = (min(n, size + int(rng.integers(0, 60))) for n in picture.shape[:2])
-            top, left = (int(rng.integers(0, n - m + 1)) for n, m in zip(picture.shape[:2], (h, w)))
+            top, left = (int(rng.integers(0, n - m + 1)) for n, m in zip(picture.shape[:2], (h, w), strict=False))
             crop = picture[top : top + h, left : left + w]
             if folder.name == "distorted":
                 crop = (0.8 * crop + rng.normal(20, 15, crop.shape)).clip(0, 255).astype(np.uint8)

@@ -4,16 +4,16 @@ import jax
 import numpy as np
 import pytest
 import torch
-from tests.parity import fid_oracles as oracles
-from tests.parity.oracle import QUICK, assert_close
 
-from didr_jax.evaluation.protocols import FID
 from didr_jax.evaluation.inception_features import inception
+from didr_jax.evaluation.protocols import FID
 from didr_jax.models.inception import Inception
 from didr_jax.types import InputError
 from didr_jax.weights.engine import to_torch
 from didr_jax.weights.files import read_tensors, write_safetensors
 from didr_jax.weights.inception import INCEPTION, inception_shapes, load_inception
+from tests.parity import fid_oracles as oracles
+from tests.parity.oracle import QUICK, assert_close
 
 
 @pytest.fixture(scope="module")

@@ -220,7 +220,7 @@ def test_folder_of_images_scores_as_officially(cases, tmp_path):
         image.save(tmp_path / name)
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     got = score_folder(tmp_path, tmp_path / "prompts.jsonl", [cases[name][0] for name in NAMES], batch_size=2)
-    for row, expected in zip(got, rows):
+    for row, expected in zip(got, rows, strict=False):
         assert (row["image"], row["prompt"]) == (expected["file_name"], expected["prompt"])
         for name in NAMES:
             _, oracle, _, pil = cases[name]

@@ -97,5 +97,5 @@ def shaken(rng: np.random.Generator, split: Split, n: int) -> dict[str, np.ndarr
     images, labels = split.draw(rng, n)
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-1.0)
     down, right = rng.integers(3, size=(2, n))
-    moved = np.stack([p[i : i + 8, j : j + 8] for p, i, j in zip(padded, down, right)])
+    moved = np.stack([p[i : i + 8, j : j + 8] for p, i, j in zip(padded, down, right, strict=False)])
     return {"x0": (moved + 0.1 * rng.standard_normal(moved.shape)).astype(np.float32), "label": labels}

@@ -58,7 +58,7 @@ def prompt_table(
       mix: the rewards whose tokens are wanted; None for none.
     """
     all_prompts = [*prompts, ""]
-    say = functools.partial(print, flush=True) if is_first_process() else str
+    say = functools.partial(print, flush=True) if is_first_process() else lambda message: None
     key = digest_texts([digest], all_prompts)
     text = cached(
         section.cache, key, all_prompts, make_encoder, dtype=section.dtype, batch_size=section.batch_size, say=say

@@ -41,7 +41,7 @@ class ImageSide:
         self._vae = AutoencoderKL(self.arch, backend=knobs.vae_attention, remat=knobs.vae_remat, dtype=dtype)
         size = jax.ShapeDtypeStruct((1, image.height, image.width, 3), jnp.float32)
         shapes = jax.eval_shape(self._vae.init, jax.random.key(0), size)["params"]
-        read = functools.partial(read_tensors, folder, variant=config.weights.variant or None)
+        read = functools.partial(read_tensors, folder or "", variant=config.weights.variant or None)
         self.weights: Weights = weights_of(read, VAE_TABLE, shapes, where="config.weights.base: vae").cast(dtype)
 
     def decode(self, params: PyTree, x0: Array) -> Array:

@@ -151,7 +151,7 @@ class TextToImage(Recipe):
     def score(self, _products: Products, run: Run) -> None:
         """scores.csv: any images, by the configured rewards."""
         section = self.config.score
-        models = list(self.task.mix.models.values())
+        models = list(self.task.mix.models.values()) if self.task.mix else []
         if is_first_process():
             out = run.path("scores.csv")
             score_folder(section.images, section.prompts, models, out, batch_size=section.batch_size)

@@ -47,7 +47,7 @@ class PromptJudge:
         self._scored = with_rewards and task.mix is not None
         self.weights: dict[str, Weights] = task.finishing(with_rewards) | task.under_adapters()
         # Parameters are arguments: a program must not hold a copy of a model as a constant.
-        self._latents = jax.jit(lambda generator, rows: task.generate(*generator, rows["z"], rows["c"]))
+        self._latents = jax.jit(lambda generator, rows: task.generate(generator[0], generator[1], rows["z"], rows["c"]))
         self._finish = jax.jit(self._image_and_scores)
 
     @functools.cached_property

@@ -87,7 +87,7 @@ class Task:
         return self.backbone.few_step.train(self._at(c), (params, adapter), z, i)
 
     def _at(self, c: PyTree):
-        return lambda weights, x_t, t: self.predict(*weights, x_t, t, c)
+        return lambda weights, x_t, t: self.predict(weights[0], weights[1], x_t, t, c)
 
     def decode(self, frozen: PyTree, x0: Array) -> Array:
         """Images `[b, H, W, 3]` in [-1, 1].  A clipped pixel has no gradient; one at the bound has all of it.
@@ -100,6 +100,7 @@ class Task:
     def score(self, frozen: PyTree, x0: Array, c: PyTree):
         """`MixScore` of latents.  A sample that is not finite anywhere on the way gets no gradient."""
         image = self.decode(frozen, finite_gradient(x0))
+        assert self.mix is not None, "nothing is scored without rewards"
         return self.mix.apply(frozen["rewards"], image, c["tokens"])
 
     def terms(self, frozen: PyTree, x0: Array, c: PyTree) -> dict[str, Array]:
