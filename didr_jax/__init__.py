@@ -5,6 +5,7 @@ The names a notebook needs; everything else is one module away.
 
 from didr_jax import closed_form, diffusion, objectives, schedules
 from didr_jax.diffused_reward import ESTIMATORS, diffused_reward_score
+from didr_jax.estimators import Estimate
 from didr_jax.objectives import OBJECTIVES, Bound, Settings
 from didr_jax.sampling import denoise
 from didr_jax.schedules import Schedule
@@ -13,6 +14,7 @@ __all__ = [
     "ESTIMATORS",
     "OBJECTIVES",
     "Bound",
+    "Estimate",
     "Schedule",
     "Settings",
     "closed_form",

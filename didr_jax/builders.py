@@ -2,6 +2,7 @@
 
 from didr_jax.checks import require, require_choice
 from didr_jax.diffused_reward import resolve
+from didr_jax.estimators import Estimate
 from didr_jax.few_step import SOLVERS, FewStep
 from didr_jax.objectives import Settings
 from didr_jax.schedules import SCHEDULES, Schedule
@@ -44,16 +45,18 @@ def make_few_step(config, schedule: Schedule) -> FewStep:
     return steps
 
 
-def settings_of(section) -> Settings:
-    """The objectives' knobs of a config section."""
-    return Settings(
-        weighting=section.weighting,
-        beta=section.beta,
-        estimator=resolve(section.estimator),
+def estimate_of(section) -> Estimate:
+    """The estimator of a config section, with its knobs."""
+    return Estimate(
+        resolve(section.estimator),
         num_steps=section.num_steps,
         num_samples=section.num_samples,
         stochasticity=section.stochasticity,
         trust_radius=section.trust_radius,
         max_shift=section.max_shift or None,
-        huber=section.huber,
     )
+
+
+def settings_of(section) -> Settings:
+    """The objectives' knobs of a config section."""
+    return Settings(weighting=section.weighting, beta=section.beta, estimate=estimate_of(section), huber=section.huber)

@@ -95,10 +95,11 @@ def _norm(a: Array) -> Array:
 
 def _affordable(query: Query, slope: Array, t: Array) -> Array:
     """The factor `[b]` in (0, 1] that keeps the shift (σ²/α)λ at time t below `max_shift`·σ√d."""
-    if query.max_shift is None:
+    max_shift = query.estimate.max_shift
+    if max_shift is None:
         return jnp.ones_like(t)
     dimension = slope[0].size
-    longest = query.max_shift * dimension**0.5 * query.schedule.alpha(t) / query.schedule.sigma(t)
+    longest = max_shift * dimension**0.5 * query.schedule.alpha(t) / query.schedule.sigma(t)
     return jnp.minimum(1.0, longest / jnp.maximum(_norm(slope), 1e-20))
 
 
@@ -144,10 +145,10 @@ def conjugate(query: Query) -> Array:
     x_new = tilted_point(query.schedule, query.x_t, query.t, t_new, λ + per_sample(κ, c) * c)
     tilted = query.denoiser(x_new, t_new)
     tilt = tilted - query.x_hat
-    if query.num_steps > 1:
+    if query.estimate.num_steps > 1:
         samples, exponents = posterior_samples(query, x_new, t_new, tilted)
         surrogate = jax.vmap(lambda x0: inner(λ, x0 - c) - 0.5 * κ * inner(x0 - c, x0 - c))(samples)
-        excess = jax.nn.softmax(exponents - surrogate, axis=0) - 1 / query.num_samples
+        excess = jax.nn.softmax(exponents - surrogate, axis=0) - 1 / query.estimate.num_samples
         tilt = tilt + weighted_sum(excess, samples)
     α, σ = signal_and_noise(query.schedule, query.t, query.x_t)
     return α / σ**2 * tilt

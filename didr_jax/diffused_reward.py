@@ -20,8 +20,7 @@ import jax.numpy as jnp
 
 from didr_jax import conjugate, estimators
 from didr_jax.diffusion import signal_and_noise
-from didr_jax.estimators import Query
-from didr_jax.sampling import denoise
+from didr_jax.estimators import Estimate, Query
 from didr_jax.schedules import Schedule
 from didr_jax.types import Array, Denoiser, PRNGKey, Reward
 
@@ -33,7 +32,7 @@ class Estimator(NamedTuple):
     forward and backward passes per sample, x̂ included.
     """
 
-    estimate: Callable[[Query], Array]
+    answer: Callable[[Query], Array]
     differentiates_reward: bool
     differentiates_denoiser: bool
     stochastic: Callable[[int], bool]
@@ -69,6 +68,25 @@ def resolve(name: str, differentiable: bool = True) -> str:
     return name if name != "auto" else "drp" if differentiable else "covariance"
 
 
+def estimator_of(estimate: Estimate) -> Estimator:
+    """The row of an estimate's estimator.
+
+    Raises:
+      ValueError: no row has its name.
+    """
+    if estimate.estimator not in ESTIMATORS:
+        raise ValueError(f"unknown estimator {estimate.estimator!r}; known: {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[estimate.estimator]
+
+
+def predict(denoiser: Denoiser, x_t: Array, t: Array, estimate: Estimate) -> tuple[Array, Callable[[Array], Array] | None]:
+    """x̂(x_t, t), and Jᵀ(·) = (∂x̂/∂x_t)ᵀ(·) there if the estimator will ask for it: one evaluation serves all."""
+    if not estimator_of(estimate).differentiates_denoiser:
+        return denoiser(x_t, t), None
+    x_hat, vjp = jax.vjp(lambda x: denoiser(x, t), x_t)
+    return x_hat, lambda cotangent: vjp(cotangent)[0]
+
+
 def diffused_reward_score(
     reward: Reward,
     denoiser: Denoiser,
@@ -77,17 +95,10 @@ def diffused_reward_score(
     t: Array,
     *,
     beta: float,
-    estimator: str = "conjugate",
-    num_steps: int = 1,
-    num_samples: int = 1,
+    estimate: Estimate = Estimate(),
     key: PRNGKey | None = None,
-    stochasticity: float = 1.0,
-    trust_radius: float | None = None,
-    max_shift: float | None = 2.0,
     x_hat: Array | None = None,
     pullback: Callable[[Array], Array] | None = None,
-    remat: bool = True,
-    unroll: bool = False,
 ) -> Array:
     """DRS(x_t, t) = ∇_{x_t} log E_ref[exp(r(x0)/β) | x_t], equation (1).
 
@@ -97,37 +108,21 @@ def diffused_reward_score(
       schedule: the noise schedule of `x_t`.
       x_t: `[b, ...]` at times `t [b]`, with σ(t) > 0.
       beta: temperature β > 0 of the tilt; small is strong.
-      estimator: a key of `ESTIMATORS`.
-      num_steps: K ≥ 1 denoiser evaluations per short denoising.  `shifted` and `implicit` make none;
-        `conjugate` makes none at K = 1 and corrects itself by N of them at K > 1.
-      num_samples: N ≥ 1 short denoisings; used by the stochastic estimators.
-      key: their randomness, one key or `[b]`, one for each row.
-      stochasticity: η of their denoising (`sampling` equation 2).
-      trust_radius: the largest ‖(σ²/α)·DRS‖₂ per sample, in units of x0; None leaves DRS as it is.
-        By (2) a tilt cannot move a posterior mean out of the data's hull.
-      max_shift: how far `shifted` and `conjugate` may move the denoiser's input, in units of the noise's
-        norm σ√d; None for any distance, right only where the denoiser is exact everywhere.
-      x_hat, pullback: value and `Jᵀ(·)` of the denoiser at (x_t, t), if the caller has them.
-      remat, unroll: see `sampling.denoise`.
+      estimate: the estimator and its knobs.
+      key: randomness of a stochastic estimator, one key or `[b]`, one for each row.
+      x_hat, pullback: what `predict` answers at (x_t, t), if the caller has asked it.
 
     Returns:
       DRS, of the shape of `x_t`.
 
     Raises:
-      ValueError: unknown estimator, β ≤ 0, K < 1, N < 1, max_shift ≤ 0, a missing key, or a reward that does not
-        return one number per sample.
+      ValueError: unknown estimator, β ≤ 0, a missing key, or a reward that does not return one number per sample.
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {estimator!r}; known: {', '.join(ESTIMATORS)}")
-    chosen = ESTIMATORS[estimator]
+    chosen = estimator_of(estimate)
     if isinstance(beta, (int, float)) and beta <= 0:
         raise ValueError(f"beta must be positive, got {beta}")
-    if num_steps < 1 or num_samples < 1:
-        raise ValueError(f"num_steps and num_samples must be at least 1, got {num_steps} and {num_samples}")
-    if max_shift is not None and max_shift <= 0:
-        raise ValueError(f"max_shift must be positive or None, got {max_shift}")
-    if chosen.stochastic(num_steps) and key is None:
-        raise ValueError(f"estimator {estimator!r} with num_steps={num_steps} is stochastic and needs a key")
+    if chosen.stochastic(estimate.num_steps) and key is None:
+        raise ValueError(f"estimator {estimate.estimator!r} with num_steps={estimate.num_steps} is stochastic and needs a key")
 
     def tilt_exponent(x0):
         r = reward(x0)
@@ -135,22 +130,10 @@ def diffused_reward_score(
             raise ValueError(f"a reward must return shape {x0.shape[:1]}, one number per sample; got {r.shape}")
         return r / beta
 
-    def short_denoise(key, x_t, t, x_hat):
-        return denoise(
-            denoiser, schedule, x_t, t, num_steps=num_steps, key=key,
-            stochasticity=0.0 if key is None else stochasticity, x0_hat=x_hat, remat=remat, unroll=unroll,
-        )  # fmt: skip
-
-    if chosen.differentiates_denoiser and pullback is None:
-        x_hat, vjp = jax.vjp(lambda x: denoiser(x, t), x_t)
-        pullback = lambda cotangent: vjp(cotangent)[0]
-    elif x_hat is None:
-        x_hat = denoiser(x_t, t)
-
-    drs = chosen.estimate(
-        Query(tilt_exponent, denoiser, schedule, x_t, t, x_hat, pullback, short_denoise, num_steps, num_samples, max_shift, key)
-    )  # fmt: skip
-    return drs if trust_radius is None else clip_tilt(drs, schedule, t, trust_radius)
+    if x_hat is None or (chosen.differentiates_denoiser and pullback is None):
+        x_hat, pullback = predict(denoiser, x_t, t, estimate)
+    drs = chosen.answer(Query(tilt_exponent, denoiser, schedule, x_t, t, x_hat, pullback, estimate, key))
+    return drs if estimate.trust_radius is None else clip_tilt(drs, schedule, t, estimate.trust_radius)
 
 
 def clip_tilt(drs: Array, schedule: Schedule, t: Array, radius: float) -> Array:

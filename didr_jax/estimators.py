@@ -22,6 +22,7 @@ mean x̂ + δ of (6), of which (1) is the first iterate, too long by I − C∇�
 products with J and lies in the span of δ = Cλ, so that C⁻¹ is never needed.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,10 +31,53 @@ import jax.numpy as jnp
 
 from didr_jax import keys
 from didr_jax.diffusion import per_sample, signal_and_noise
+from didr_jax.sampling import denoise
 from didr_jax.schedules import Schedule
 from didr_jax.types import Array, Denoiser, PRNGKey
 
 IMPLICIT_PULLBACKS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """How the diffused reward score is to be estimated: an estimator and all its knobs, as one value.
+
+    Attributes:
+      estimator: a key of `diffused_reward.ESTIMATORS`, which looks it up.
+      num_steps: K ≥ 1 denoiser evaluations per short denoising.  `shifted` and `implicit` make none;
+        `conjugate` makes none at K = 1 and corrects itself by N of them at K > 1.
+      num_samples: N ≥ 1 short denoisings; used by the stochastic estimators.
+      stochasticity: η in [0, 1] of their denoising (`sampling` equation 2).
+      trust_radius: the largest ‖(σ²/α)·DRS‖₂ per sample, in units of x0; None leaves DRS as it is.
+        A tilt cannot move a posterior mean out of the data's hull (`diffused_reward` equation 2).
+      max_shift: how far `shifted` and `conjugate` may move the denoiser's input, in units of the noise's
+        norm σ√d; None for any distance, right only where the denoiser is exact everywhere.
+      remat, unroll: of the short denoising, see `sampling.denoise`.
+
+    Raises:
+      ValueError: a knob out of its range; the message begins with its name.
+    """
+
+    estimator: str = "conjugate"
+    num_steps: int = 1
+    num_samples: int = 1
+    stochasticity: float = 1.0
+    trust_radius: float | None = None
+    max_shift: float | None = 2.0
+    remat: bool = True
+    unroll: bool = False
+
+    def __post_init__(self):
+        rules = {
+            "num_steps": (self.num_steps >= 1, "K must be at least 1"),
+            "num_samples": (self.num_samples >= 1, "N must be at least 1"),
+            "stochasticity": (0 <= self.stochasticity <= 1, "must lie in [0, 1]"),
+            "trust_radius": (self.trust_radius is None or self.trust_radius > 0, "must be positive, or None for no limit"),
+            "max_shift": (self.max_shift is None or self.max_shift > 0, "must be positive, or None for no limit"),
+        }
+        for knob, (kept, rule) in rules.items():
+            if not kept:
+                raise ValueError(f"{knob} = {getattr(self, knob)!r}: {rule}")
 
 
 class Query(NamedTuple):
@@ -41,7 +85,7 @@ class Query(NamedTuple):
 
     `tilt_exponent` is ℓ = r/β; `x_hat` and `pullback` are the denoiser's value at (x_t, t) and its
     vector-Jacobian product Jᵀ(·) (None for estimators that do not ask for it); `denoiser` answers
-    elsewhere; `short_denoise(key, x_t, t, x_hat)` is Φ_K, deterministic where key is None.
+    elsewhere; `estimate` holds the knobs, and `key` the randomness.
     """
 
     tilt_exponent: Callable[[Array], Array]
@@ -51,10 +95,7 @@ class Query(NamedTuple):
     t: Array
     x_hat: Array
     pullback: Callable[[Array], Array] | None
-    short_denoise: Callable[[PRNGKey | None, Array, Array, Array], Array]
-    num_steps: int
-    num_samples: int
-    max_shift: float | None
+    estimate: Estimate
     key: PRNGKey | None
 
 
@@ -72,10 +113,19 @@ def inner(a: Array, b: Array) -> Array:
     return jnp.einsum("bi,bi->b", a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1))
 
 
+def short_denoise(query: Query, key: PRNGKey | None, x_t: Array, t: Array, x_hat: Array) -> Array:
+    """Φ_K(x_t) `[b, ...]`, where the denoiser says x̂ = x_hat at (x_t, t); deterministic where key is None."""
+    how = query.estimate
+    return denoise(
+        query.denoiser, query.schedule, x_t, t, num_steps=how.num_steps, key=key,
+        stochasticity=0.0 if key is None else how.stochasticity, x0_hat=x_hat, remat=how.remat, unroll=how.unroll,
+    )  # fmt: skip
+
+
 def posterior_samples(query: Query, x_t: Array, t: Array, x_hat: Array) -> tuple[Array, Array]:
     """N samples x0_i `[n, b, ...]` of Φ_K from (x_t, t) and their exponents ℓ(x0_i) `[n, b]`."""
-    draws = keys.split(query.key, query.num_samples)
-    samples = jax.vmap(lambda key: query.short_denoise(key, x_t, t, x_hat))(draws)
+    draws = keys.split(query.key, query.estimate.num_samples)
+    samples = jax.vmap(lambda key: short_denoise(query, key, x_t, t, x_hat))(draws)
     return samples, jax.vmap(query.tilt_exponent)(samples)
 
 
@@ -94,7 +144,7 @@ def drp(query: Query) -> Array:
     """Equation (1)."""
 
     def exponent(x_t, x_hat):
-        return jnp.sum(query.tilt_exponent(query.short_denoise(None, x_t, query.t, x_hat)))
+        return jnp.sum(query.tilt_exponent(short_denoise(query, None, x_t, query.t, x_hat)))
 
     return _chain_rule(query, jax.grad(exponent, argnums=(0, 1))(query.x_t, query.x_hat))
 
@@ -119,7 +169,7 @@ def stein(query: Query) -> Array:
 def covariance(query: Query) -> Array:
     """Equation (4)."""
     samples, exponents = posterior_samples(query, query.x_t, query.t, query.x_hat)
-    excess = jax.nn.softmax(exponents, axis=0) - 1 / query.num_samples
+    excess = jax.nn.softmax(exponents, axis=0) - 1 / query.estimate.num_samples
     α, σ = signal_and_noise(query.schedule, query.t, query.x_t)
     return α / σ**2 * weighted_sum(excess, samples)
 
@@ -130,7 +180,7 @@ def covariance_cv(query: Query) -> Array:
     gradient = exponent_gradient(query, query.x_hat)
     deviations = samples - query.x_hat
     linear = jax.vmap(lambda d: inner(gradient, d))(deviations)
-    known = (1 + linear - jnp.mean(linear, axis=0)) / query.num_samples
+    known = (1 + linear - jnp.mean(linear, axis=0)) / query.estimate.num_samples
     α, σ = signal_and_noise(query.schedule, query.t, query.x_t)
     residual = weighted_sum(jax.nn.softmax(exponents, axis=0) - known, deviations)
     return query.pullback(gradient) + α / σ**2 * residual

@@ -42,8 +42,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from didr_jax.diffused_reward import ESTIMATORS, diffused_reward_score
+from didr_jax.diffused_reward import diffused_reward_score, predict
 from didr_jax.diffusion import add_noise, per_sample, prediction_weight, signal_and_noise
+from didr_jax.estimators import Estimate
 from didr_jax.schedules import Schedule
 from didr_jax.types import Array, Denoiser, PRNGKey, Reward
 
@@ -76,14 +77,8 @@ class Settings:
 
     weighting: str = "dmd2"
     beta: float = 1.0
-    estimator: str = "conjugate"
-    num_steps: int = 1
-    num_samples: int = 1
-    stochasticity: float = 1.0
-    trust_radius: float | None = None
-    max_shift: float | None = 2.0
+    estimate: Estimate = Estimate()
     huber: float = 1e-3
-    unroll: bool = False
 
 
 # w'(x0, x̂_r, α, σ), constant with respect to everything
@@ -155,17 +150,10 @@ def didr(x0, noise, t, key, nets, settings):
     if nets.reward is None:
         return di(x0, noise, t, key, nets, settings)
     x_t = add_noise(nets.schedule, x0, noise, t)
-    pullback = None
-    if ESTIMATORS[settings.estimator].differentiates_denoiser:
-        x_c, vjp = jax.vjp(lambda x: nets.reference(x, t), x_t)
-        pullback = lambda cotangent: vjp(cotangent)[0]
-    else:
-        x_c = nets.reference(x_t, t)
+    x_c, pullback = predict(nets.reference, x_t, t, settings.estimate)
     drs = diffused_reward_score(
         nets.reward, nets.reference, nets.schedule, x_t, t,
-        beta=settings.beta, estimator=settings.estimator, num_steps=settings.num_steps,
-        num_samples=settings.num_samples, key=key, stochasticity=settings.stochasticity,
-        trust_radius=settings.trust_radius, max_shift=settings.max_shift, x_hat=x_c, pullback=pullback, unroll=settings.unroll,
+        beta=settings.beta, estimate=settings.estimate, key=key, x_hat=x_c, pullback=pullback,
     )  # fmt: skip
     α, σ = signal_and_noise(nets.schedule, t, x0)
     tilt = σ**2 / α * drs
@@ -228,7 +216,7 @@ class Objective(NamedTuple):
       gradient: `(x0, noise, t, key, nets, settings) -> (G, aux)`, see `di`.
       needs_reward: without a reward it is another objective, or none: not to be configured without one.
       differentiates_reward: it takes ∇_{x0} r itself, so that a black box will not do.
-      estimates: it asks `settings.estimator` for the diffused reward score, which may or may not take ∇_{x0} r.
+      estimates: it asks `settings.estimate` for the diffused reward score, which may or may not take ∇_{x0} r.
     """
 
     gradient: Gradient

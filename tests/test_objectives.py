@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from didr_jax import closed_form, diffusion, schedules
+from didr_jax.estimators import Estimate
 from didr_jax.objectives import OBJECTIVES, WEIGHTINGS, Bound, Settings, denoising_loss, surrogate_loss
 
 SCHEDULE = schedules.cosine()
@@ -163,7 +164,7 @@ def by_hand(name: str, huber: float) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", [n for n, row in OBJECTIVES.items() if row.needs_reward and n != "refl"])
 def test_pull_and_divergence_are_the_lengths_of_the_two_parts_of_the_gradient(name):
-    settings = Settings(beta=BETA, huber=0.3, max_shift=None)  # the tilt is then exact
+    settings = Settings(beta=BETA, huber=0.3, estimate=Estimate(max_shift=None))  # the tilt is then exact
     _, aux = OBJECTIVES[name](*SOME, KEY, MIXTURES, settings)
     divergence, pull = by_hand(name, settings.huber)
     np.testing.assert_allclose(aux["divergence"], divergence, rtol=1e-3)
@@ -180,7 +181,7 @@ def test_gap_and_tilt_are_lengths_in_x0_whatever_the_weight():
     x_t = diffusion.add_noise(SCHEDULE, *SOME)
     tilted, reference, online = (law.denoiser(SCHEDULE)(x_t, SOME[2]) for law in (MODES.tilt(BOWL, BETA), MODES, ONLINE))
     for weighting in WEIGHTINGS:
-        _, aux = OBJECTIVES["didr"](*SOME, KEY, MIXTURES, Settings(weighting, BETA, max_shift=None))
+        _, aux = OBJECTIVES["didr"](*SOME, KEY, MIXTURES, Settings(weighting, BETA, Estimate(max_shift=None)))
         np.testing.assert_allclose(aux["tilt"], jnp.linalg.norm(tilted - reference, axis=-1), rtol=1e-3)
         np.testing.assert_allclose(aux["gap"], jnp.linalg.norm(online - reference, axis=-1), rtol=1e-5)
 
@@ -230,7 +231,7 @@ def test_a_reward_that_is_zero_changes_nothing(estimator):
     x0, noise, t, weight = random_batch()
     zero = random_nets(weight, reward=lambda x: 0.0 * jnp.sum(x, axis=(1, 2, 3)))
     off = random_nets(weight, reward=None)
-    didr = OBJECTIVES["didr"](x0, noise, t, KEY, zero, Settings(estimator=estimator))[0]
+    didr = OBJECTIVES["didr"](x0, noise, t, KEY, zero, Settings(estimate=Estimate(estimator)))[0]
     np.testing.assert_array_equal(didr, OBJECTIVES["di"](x0, noise, t, KEY, off, Settings())[0])
 
 
@@ -242,7 +243,7 @@ def test_one_step_didr_evaluates_the_reference_once():
         calls.append(1)
         return jnp.sin(x * weight)
 
-    OBJECTIVES["didr"](x0, noise, t, KEY, random_nets(weight, reference=reference), Settings(estimator="drp"))
+    OBJECTIVES["didr"](x0, noise, t, KEY, random_nets(weight, reference=reference), Settings(estimate=Estimate("drp")))
     assert len(calls) == 1
 
 
@@ -275,7 +276,9 @@ def takes_reward_gradient(name: str) -> bool:
 
     reward.defvjp(lambda x: (reward(x), x.shape), backward)
     x0, noise, t, weight = random_batch()
-    OBJECTIVES[name](x0, noise, t, KEY, random_nets(weight, reward=reward), Settings(estimator="covariance", num_steps=2))
+    OBJECTIVES[name](
+        x0, noise, t, KEY, random_nets(weight, reward=reward), Settings(estimate=Estimate("covariance", num_steps=2))
+    )
     return bool(asked)
 
 
@@ -285,9 +288,9 @@ def test_a_row_says_what_its_objective_does_with_the_reward(name):
     gradient = lambda nets, settings: OBJECTIVES[name](x0, noise, t, KEY, nets, settings)[0]
     reward, other = random_nets(weight), random_nets(weight, reward=lambda x: jnp.sum(x**2, axis=(1, 2, 3)))
     feels = lambda a, b: bool(jnp.any(a != b))
-    row, drp = OBJECTIVES[name], Settings(estimator="drp")
+    row, drp = OBJECTIVES[name], Settings(estimate=Estimate("drp"))
     assert row.needs_reward == feels(gradient(reward, drp), gradient(other, drp))
-    assert row.estimates == feels(gradient(reward, drp), gradient(reward, Settings(estimator="shifted")))
+    assert row.estimates == feels(gradient(reward, drp), gradient(reward, Settings(estimate=Estimate("shifted"))))
     assert row.differentiates_reward == takes_reward_gradient(name)
 
 

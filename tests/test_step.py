@@ -8,6 +8,7 @@ import pytest
 
 from didr_jax import closed_form, schedules
 from didr_jax.diffusion import add_noise
+from didr_jax.estimators import Estimate
 from didr_jax.objectives import OBJECTIVES, Settings
 from didr_jax.training.state import init_fit, init_game
 from didr_jax.training.step import Networks, draw_times, make_fit_step, make_game_step, step_key
@@ -38,7 +39,7 @@ ROLES = Networks(
 
 def game_step(tx=optax.sgd(LR), seed=0, objective="didr"):
     return make_game_step(
-        ROLES, OBJECTIVES[objective], Settings(beta=2.0, estimator="drp"), tx, tx,
+        ROLES, OBJECTIVES[objective], Settings(beta=2.0, estimate=Estimate("drp")), tx, tx,
         seed=seed, guidance=1.0, ta_weighting="v", ta_times=(0.1, 0.9), generator_times=(0.2, 0.8), ema_decay=EMA,
     )  # fmt: skip
 

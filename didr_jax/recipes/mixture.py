@@ -160,8 +160,7 @@ def _watch_tilt(reference, reward, schedule):
             exact = closed_form.exact_diffused_reward_score(reference, reward, schedule, x_t, t, beta=settings.beta)
             estimate = diffused_reward_score(
                 reward, denoiser, schedule, x_t, t,
-                beta=settings.beta, estimator=settings.estimator, num_steps=settings.num_steps,
-                num_samples=settings.num_samples, key=key, trust_radius=settings.trust_radius, max_shift=settings.max_shift,
+                beta=settings.beta, estimate=settings.estimate, key=key,
             )  # fmt: skip
             α, σ = signal_and_noise(schedule, t, x_t)
             norm = lambda drs: jnp.linalg.norm(σ**2 / α * drs, axis=-1)

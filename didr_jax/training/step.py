@@ -179,7 +179,7 @@ def make_game_step(
     the last row for the generator.
     """
     schedule, size = roles.schedule, math.prod(roles.event_shape)
-    settings = dataclasses.replace(settings, unroll=unroll)
+    settings = dataclasses.replace(settings, estimate=dataclasses.replace(settings.estimate, unroll=unroll))
 
     def draw(make_key, diffuse_key, c, times):
         """The rows `(c, z, ε, t)` of a batch, and the step of the generator that they are for."""

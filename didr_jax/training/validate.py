@@ -1,6 +1,6 @@
 """What is checked of every config before anything starts: values that would fail or mislead later."""
 
-from didr_jax.builders import make_schedule
+from didr_jax.builders import estimate_of, make_schedule
 from didr_jax.checks import require, require_choice
 from didr_jax.diffused_reward import ESTIMATORS
 from didr_jax.diffusion import PREDICTIONS
@@ -8,6 +8,7 @@ from didr_jax.objectives import OBJECTIVES, WEIGHTINGS
 from didr_jax.schedules import Schedule
 from didr_jax.training.optim import OPTIMIZERS
 from didr_jax.training.parallel import parse_rules
+from didr_jax.types import InputError
 
 
 def validate(config) -> None:
@@ -47,13 +48,12 @@ def _validate_game(name: str, stage, schedule: Schedule) -> None:
     require_choice(f"{name}.weighting", stage.weighting, WEIGHTINGS)
     require_choice(f"{name}.ta_weighting", stage.ta_weighting, PREDICTIONS)
     require(stage.beta > 0, f"{name}.beta", stage.beta, "the temperature of the tilt must be positive")
-    require(stage.num_steps >= 1, f"{name}.num_steps", stage.num_steps, "K must be at least 1")
-    require(stage.num_samples >= 1, f"{name}.num_samples", stage.num_samples, "N must be at least 1")
     require(stage.max_shift >= 0, f"{name}.max_shift", stage.max_shift, "must not be negative; 0 means no limit")
-    require(0 <= stage.stochasticity <= 1, f"{name}.stochasticity", stage.stochasticity, "must lie in [0, 1]")
+    try:
+        estimate_of(stage)
+    except ValueError as error:  # which begins with the knob's name
+        raise InputError(f"config.{name}.{error}") from None
     require(stage.ta_updates >= 1, f"{name}.ta_updates", stage.ta_updates, "must be at least 1")
-    if stage.trust_radius is not None:
-        require(stage.trust_radius > 0, f"{name}.trust_radius", stage.trust_radius, "must be positive, or None")
     for who in ("generator", "ta"):
         low, high = stage[f"{who}_t_min"], stage[f"{who}_t_max"]
         inside = schedule.t_min <= low < high <= schedule.t_max
