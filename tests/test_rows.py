@@ -5,15 +5,21 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import rows_runs
 from flax import linen as nn
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from PIL import Image
 
 from didr_jax import lora
 from didr_jax.models.clip import VisionConfig, VisionTower
-from didr_jax.models.rows import alone, row_axes
+from didr_jax.rewards.base import RewardModel
+from didr_jax.rewards.scoring import score_folder
+from didr_jax.text.cache import cached
+from didr_jax.text.encoder import TextEncoder
 from didr_jax.training.parallel import AXES
+from didr_jax.types import Weights
 
 TOWER = VisionTower(VisionConfig(16, 2, 2, 24, patch=7, image_size=14, embed=8), remat="blocks")
 LAYERS = 1 + 1 + 8 + 1 + 1  # patches, norm; of a block two norms, four and two products; norm, projection
@@ -78,12 +84,25 @@ def test_an_adapted_layer_is_pinned_with_its_adapter_added():
         assert str(program).count("dot_general") == str(jax.make_jaxpr(TOWER.apply)(PARAMS, pixels(8))).count("dot_general") + 2
 
 
-def test_a_process_can_compute_alone_while_a_mesh_is_in_use():
+def test_text_and_pictures_of_the_host_are_judged_by_each_process_alone(tmp_path):
+    """Their arrays are a process's own: a program of all processes would give each of them a part of the answer."""
+    seen = []
+
+    def network(params, *inputs):
+        seen.append(jax.sharding.get_abstract_mesh().empty)
+        return inputs[-1]["ids"][:, 0]
+
+    nothing, tokens = Weights({}, lambda shapes, shardings: {}), lambda prompts: {"ids": np.zeros((len(prompts), 2), np.int32)}
+    encoder = TextEncoder(nothing, tokens, lambda params, tokens: {"text": network(params, tokens)}, {})
+    reward = RewardModel("mine", nothing, lambda images: images, network, tokens)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "prompts.jsonl").write_text('{"image": "a.png", "prompt": "red"}\n')
     mesh = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
     with jax.set_mesh(mesh):
-        with alone():
-            assert jax.sharding.get_mesh().empty and row_axes((8,)) == ()
+        cached(tmp_path / "cache", "key", ["a cat"], lambda: encoder, say=str)
+        score_folder(tmp_path, tmp_path / "prompts.jsonl", [reward])
         assert jax.sharding.get_mesh() == mesh
+    assert seen == [True, True]
 
 
 # ------------------------------------------------------------------------------------- partitioned programs
