@@ -66,6 +66,7 @@ def of_step(name: str) -> dict:
     import importlib
 
     import jax
+    from test_plan import TINY
 
     from didr_jax import recipes
     from didr_jax.models import clip
@@ -73,7 +74,6 @@ def of_step(name: str) -> dict:
     from didr_jax.planning import plan
     from didr_jax.planning.partitioned import split
     from didr_jax.training.parallel import make_mesh
-    from test_plan import TINY
 
     PIPELINES |= {"tiny": TINY, "tiny_zimage": TINY_ZIMAGE}
     clip.ARCHITECTURES["ViT-H-14"] = (
