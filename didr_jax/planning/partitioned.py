@@ -1,35 +1,49 @@
 """What one device does of a program that XLA has split: its matrix products, and what it sends to the others.
 
-XLA's partitioner turns a step over many devices into the program that each of them runs, collectives included.  Its
-text is enough to count both, long before a backend makes machine code of it (`after_partitioning`).
+XLA's partitioner turns a step over n devices into the program that each of them runs, collectives included.  The
+program's text is enough to count, long before a backend makes machine code of it:
 
-    products      operations of dot products and convolutions, as `training.flops` counts them in the jaxpr; a program
-                  that is split well has 1/n of them on each of n devices
-    collectives   what crosses between devices: with parameters split over devices, parameters and their gradients
+    products      operations of dot products and convolutions, as `training.flops` counts them in the jaxpr: 1/n of
+                  the whole's where the work is split well
+    collectives   what crosses between devices: where parameters are split, these and their gradients, never activations
 """
 
 import dataclasses
 import math
 import os
 import re
+import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-WIDTH = {"pred": 1, "s4": 0.5, "u4": 0.5} | {  # bytes of an entry
-    f"{kind}{bits}": bits / 8 for kind, sizes in {"s": (8, 16, 32, 64), "u": (8, 16, 32, 64), "f": (16, 32, 64), "bf": (16,),
-    "c": (64, 128)}.items() for bits in sizes
-}  # fmt: skip
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
-               "collective-broadcast")  # fmt: skip
-# Options of a compilation that write the program after the partitioner into a folder, as text.
-DUMP = {"xla_dump_hlo_pass_re": "spmd-partitioning"}
+import jax
+
+WIDTH = {"pred": 1.0, "s4": 0.5, "u4": 0.5} | {  # bytes of an entry
+    f"{kind}{bits}": bits / 8
+    for kind, sizes in (("s", (8, 16, 32, 64)), ("u", (8, 16, 32, 64)), ("f", (16, 32, 64)), ("bf", (16,)), ("c", (64, 128)))
+    for bits in sizes
+}
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
+    "collective-broadcast",
+)  # fmt: skip
+PASS = "spmd-partitioning"
+HASTE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # for the CPU's backend
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One instruction: `kind`, the dimensions of the arrays that enter and leave, their bytes (the larger of both
-    sides), how often a step runs it, and the operation of the network that it serves."""
+    """One instruction.
+
+    Attributes:
+      kind: of `COLLECTIVES`.
+      shapes: dimensions of the arrays that enter and leave it on one device.
+      bytes: of these arrays, the larger of both sides.
+      times: how often a call of the program runs it.
+      operation: of the networks, that it serves.
+    """
 
     kind: str
     shapes: tuple[tuple[int, ...], ...]
@@ -40,15 +54,23 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Partitioned:
-    """Of one device and one call of the program: operations of products, and all collectives."""
+    """Of one call of a program: operations of products, and all collectives."""
 
     products: float
     collectives: tuple[Collective, ...]
 
     @property
     def bytes(self) -> float:
-        """That pass through collectives, each counted as often as it runs."""
+        """That pass through collectives, each as often as it runs."""
         return sum(c.bytes * c.times for c in self.collectives)
+
+    def moving(self, rows: int) -> list[Collective]:
+        """Collectives of arrays with a dimension that is a multiple of `rows`.
+
+        With a number of rows per device that divides nothing else in the program (a large prime), those that move
+        activations.
+        """
+        return [c for c in self.collectives if any(n and n % rows == 0 for shape in c.shapes for n in shape)]
 
 
 @dataclasses.dataclass
@@ -61,8 +83,11 @@ class _Instruction:
 
 
 def read(text: str) -> Partitioned:
-    """Counts in a program's text (HLO).  Loops count as often as they run where that is written in their condition,
-    else once; of a conditional the branch with most products counts."""
+    """Counts in a program's text (HLO).
+
+    A loop counts as often as it runs if that is written in its condition, else once; of a conditional the branch with
+    most products counts.
+    """
     computations, entry = _computations(text)
     types = {i.name: i.type for instructions in computations.values() for i in instructions}
     found: dict[str, Partitioned] = {}
@@ -88,24 +113,44 @@ def read(text: str) -> Partitioned:
     return total(entry)
 
 
-def texts(folder: str | os.PathLike, patience: float = 3600.0) -> tuple[str, str]:
-    """(the whole program before the partitioner, one device's after it) that a compilation with the options `DUMP` and
-    `xla_dump_to=folder` writes, as soon as they are there.
+def split(lowered: jax.stages.Lowered, wait: bool = True) -> tuple[Partitioned, Partitioned]:
+    """(the whole program, one device's part) of what is lowered for the CPU devices of this process.
 
-    For a thread beside the compilation: the partitioner takes a small part of the time that the backend takes.
+    Args:
+      lowered: of `jax.jit(...).lower(...)`.
+      wait: let the backend make its machine code; if not, it goes on in a thread of which nobody hears any more, and
+        the process should end by `os._exit`.
 
     Raises:
-      TimeoutError: they are not there after `patience` seconds.
+      LookupError: nothing was partitioned: there is one device, the compilation cache had the answer, or XLA failed.
     """
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        found = [list(Path(folder).glob(f"*.{side}_spmd-partitioning*.txt")) for side in ("before", "after")]
-        if all(found):
-            whole, part = (paths[0].read_text() for paths in found)
-            if re.search(r"^ENTRY .*\n(?:  .*\n)*}\s*\Z", part, re.M):  # written to its end
-                return whole, part
-        time.sleep(0.1)
-    raise TimeoutError(f"no program after spmd-partitioning in {folder}")
+    with tempfile.TemporaryDirectory(prefix="partitioned-", ignore_cleanup_errors=True) as folder:
+        compilation = threading.Thread(target=lowered.compile, args=(HASTE | dump(folder),), daemon=True)
+        compilation.start()
+        if wait:
+            compilation.join()
+        while True:
+            over, counts = not compilation.is_alive(), counted(folder)
+            if counts:
+                return counts
+            if over:
+                raise LookupError(f"XLA wrote no program after {PASS}: one device, a compilation cache, or a failure")
+            time.sleep(0.1)
+
+
+def dump(folder: str | os.PathLike) -> dict[str, str]:
+    """Options of a compilation that make it write into a folder what `counted` reads."""
+    return {"xla_dump_to": os.fspath(folder), "xla_dump_hlo_pass_re": PASS}
+
+
+def counted(folder: str | os.PathLike) -> tuple[Partitioned, Partitioned] | None:
+    """(the whole program, one device's part) that a compilation with `dump(folder)` left there; None: not yet."""
+    sides = [list(Path(folder).glob(f"*.{side}_{PASS}*.txt")) for side in ("before", "after")]
+    if not all(sides):
+        return None
+    whole, part = (paths[0].read_text() for paths in sides)
+    ended = re.search(r"^ENTRY .*\n(?:  .*\n)*}\s*\Z", part, re.M)
+    return (read(whole), read(part)) if ended else None
 
 
 # ---------------------------------------------------------------------------------------------- reading

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from didr_jax.models.rows import alone
 from didr_jax.rewards.base import RewardModel
 from didr_jax.text.prompts import COLUMNS, TABLES, read_rows
 from didr_jax.types import InputError
@@ -61,6 +62,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise InputError(f"images: cannot read {path} ({e})") from e
 
 
+@alone()  # every process scores all images
 def score_folder(
     images: str | os.PathLike,
     prompts: str | os.PathLike,

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from didr_jax.models.rows import alone
 from didr_jax.text.encoder import TextEncoder
 from didr_jax.types import InputError
 
@@ -93,6 +94,7 @@ def _begin(entry: Path) -> Path:
         raise InputError(f"config.data.cache: cannot write {entry} ({error.strerror or error}); choose another") from error
 
 
+@alone()  # every process embeds all prompts
 def _write(folder: Path, prompts: Sequence[str], encoder: TextEncoder, dtype: np.dtype, batch_size: int) -> None:
     params, encode = encoder.weights.load(), jax.jit(encoder.encode)
     arrays: dict[str, np.memmap] = {}
