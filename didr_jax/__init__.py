@@ -10,6 +10,8 @@ from didr_jax.objectives import OBJECTIVES, Bound, Settings
 from didr_jax.sampling import denoise
 from didr_jax.schedules import Schedule
 
+__version__ = "0.2.0"  # the one place: pyproject.toml reads it here
+
 __all__ = [
     "ESTIMATORS",
     "OBJECTIVES",
