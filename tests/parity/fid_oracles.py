@@ -1,11 +1,13 @@
 """Published FID code on random weights: torchvision, pytorch-fid (a copy is in clean-fid) and torch-fidelity.
 
-None is in requirements-dev.txt, since a plain install would replace the CPU's torch: docs/metrics.md says how to add them.
-Tests that want them skip without.
+They lie in a folder of their own, which the environment's FID_ORACLES names (docs/metrics.md): installed beside the CPU's
+torch they would replace it.  Tests that want them skip without.
 """
 
 import functools
 import importlib.util
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,17 @@ import torch
 from didr_jax.weights.engine import to_torch
 from didr_jax.weights.inception import INCEPTION, inception_shapes
 
+FOLDER = os.environ.get("FID_ORACLES", "")
 _kept = []  # torch forgets a library that nobody holds
 
 
 def import_torchvision():
     """torchvision, even a build whose compiled operators do not load here; skips without."""
+    if FOLDER and FOLDER not in sys.path:
+        sys.path.append(FOLDER)
     spec = importlib.util.find_spec("torchvision")
-    if spec is None:
-        pytest.skip("torchvision is not installed (docs/metrics.md)")
+    if spec is None or spec.origin is None:
+        pytest.skip("FID_ORACLES names no folder with torchvision (docs/metrics.md)")
     if not _kept and not _loads(Path(spec.origin).parent / "_C.so"):
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
@@ -42,7 +47,7 @@ def _loads(file: Path) -> bool:
 def import_oracle(name):
     """A module of torch_fidelity or cleanfid; skips without."""
     import_torchvision()
-    return pytest.importorskip(name, reason=f"{name.split('.')[0]} is not installed (docs/metrics.md)")
+    return pytest.importorskip(name, reason=f"{name.split('.')[0]} is not in FID_ORACLES (docs/metrics.md)")
 
 
 @functools.cache
