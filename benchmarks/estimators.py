@@ -178,20 +178,16 @@ def exact_denoiser(name):
     return REFERENCES[name]()[0].denoiser(SCHEDULE)
 
 
-@functools.partial(jax.jit, static_argnames=("denoiser", "setting", "max_shift", "draws"))
-def errors(denoiser, setting, max_shift, draws, reward, x_t, t, beta, truth):
+@functools.partial(jax.jit, static_argnames=("denoiser", "estimate", "draws"))
+def errors(denoiser, estimate, draws, reward, x_t, t, beta, truth):
     """E‖error‖², ‖E error‖² and ‖truth‖² per point, of the tilt."""
-    estimator, K, N = setting
     scale = (SCHEDULE.sigma(t) ** 2 / SCHEDULE.alpha(t))[:, None]
 
     def error(key):
-        drs = diffused_reward_score(
-            reward, denoiser, SCHEDULE, x_t, t, beta=beta, key=key,
-            estimate=Estimate(estimator, K, N, max_shift=max_shift, remat=False),
-        )  # fmt: skip
+        drs = diffused_reward_score(reward, denoiser, SCHEDULE, x_t, t, beta=beta, estimate=estimate, key=key)
         return scale * drs - truth
 
-    if not ESTIMATORS[estimator].stochastic(K):
+    if not ESTIMATORS[estimate.estimator].stochastic(estimate.num_steps):
         draws = 1
     e = jax.lax.map(error, jax.random.split(jax.random.key(5), draws))
     square, bias = jnp.sum(e**2, -1).mean(0), jnp.sum(e.mean(0) ** 2, -1)
@@ -217,7 +213,8 @@ def relative(square, bias, size):
 def measure(name, reward_name, settings, draws, per_time, chunks):
     """{setting: (rms [β, t], bias [β, t])} with the exact denoiser."""
     given = problem(name, reward_name, per_time, chunks)
-    return {s: relative(*errors(exact_denoiser(name), s, None, draws, *given)) for s in settings}
+    exact = lambda setting: Estimate(*setting, max_shift=None, remat=False)
+    return {s: relative(*errors(exact_denoiser(name), exact(s), draws, *given)) for s in settings}
 
 
 def cost(setting):

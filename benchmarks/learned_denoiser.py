@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from didr_jax.diffusion import to_x0
+from didr_jax.estimators import Estimate
 from didr_jax.objectives import denoising_loss
 
 SETTINGS = [
@@ -78,7 +79,8 @@ def main():
         for reward in REWARDS:
             given = bench.problem(name, reward, per_time=12, chunks=32)
             for estimator, max_shift in SETTINGS:
-                rms, _ = bench.relative(*bench.errors(denoiser, (estimator, 1, 1), max_shift, 1, *given))
+                estimate = Estimate(estimator, max_shift=max_shift, remat=False)
+                rms, _ = bench.relative(*bench.errors(denoiser, estimate, 1, *given))
                 columns.setdefault((estimator, max_shift), []).extend([rms[1].mean(), rms[3].mean(), rms[3, -1]])
         header = ["estimator", "max_shift"] + [f"{r}: {what}" for r in REWARDS for what in ("β=4", "β=1", "β=1, t=.95")]
         rows = [

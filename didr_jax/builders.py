@@ -59,4 +59,4 @@ def estimate_of(section) -> Estimate:
 
 def settings_of(section) -> Settings:
     """The objectives' knobs of a config section."""
-    return Settings(section.weighting, section.beta, estimate_of(section), section.huber)
+    return Settings(weighting=section.weighting, beta=section.beta, estimate=estimate_of(section), huber=section.huber)

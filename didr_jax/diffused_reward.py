@@ -32,7 +32,7 @@ class Estimator(NamedTuple):
     forward and backward passes per sample, x̂ included.
     """
 
-    estimate: Callable[[Query], Array]
+    answer: Callable[[Query], Array]
     differentiates_reward: bool
     differentiates_denoiser: bool
     stochastic: Callable[[int], bool]
@@ -132,7 +132,7 @@ def diffused_reward_score(
 
     if x_hat is None or (chosen.differentiates_denoiser and pullback is None):
         x_hat, pullback = predict(denoiser, x_t, t, estimate)
-    drs = chosen.estimate(Query(tilt_exponent, denoiser, schedule, x_t, t, x_hat, pullback, estimate, key))
+    drs = chosen.answer(Query(tilt_exponent, denoiser, schedule, x_t, t, x_hat, pullback, estimate, key))
     return drs if estimate.trust_radius is None else clip_tilt(drs, schedule, t, estimate.trust_radius)
 
 

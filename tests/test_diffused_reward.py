@@ -1,5 +1,6 @@
 """Estimators of the diffused reward score against closed forms, quadrature and their own limits."""
 
+import dataclasses
 import functools
 
 import jax
@@ -18,11 +19,6 @@ TIMES = jnp.array([0.1, 0.3, 0.5, 0.7, 0.9])
 MIXTURE = GaussianMixture.of([[2, 2], [2, -2], [-2, 2], [-2, -2]], 0.35)
 SLOPE, CENTER = jnp.array([1.0, 0.5]), jnp.array([1.5, 2.5])
 KEY = jax.random.key(0)
-
-
-def score(*problem, beta, key=None, x_hat=None, pullback=None, **knobs):
-    """The score with the knobs of its `Estimate` written out."""
-    return diffused_reward_score(*problem, beta=beta, estimate=Estimate(**knobs), key=key, x_hat=x_hat, pullback=pullback)
 
 
 def mixture_points(schedule, per_time=16):
@@ -79,7 +75,9 @@ def test_exact_for_a_gaussian_reference(name, curvature, covariance, schedule):
     problem = Gaussian(covariance, curvature, SCHEDULES[schedule])
     t = jnp.array([0.1, 0.3, 0.5, 0.7])
     x_t = jax.random.normal(KEY, (4, 3))
-    drs = score(problem.reward, problem.denoiser, problem.schedule, x_t, t, beta=1.0, estimator=name, key=KEY, max_shift=None)
+    drs = diffused_reward_score(
+        problem.reward, problem.denoiser, problem.schedule, x_t, t, beta=1.0, estimate=Estimate(name, max_shift=None), key=KEY
+    )
     exact = problem.exact(x_t, t)
     np.testing.assert_allclose(drs, exact, atol=1e-4 * np.abs(exact).max())
 
@@ -87,7 +85,7 @@ def test_exact_for_a_gaussian_reference(name, curvature, covariance, schedule):
 def test_drp_overshoots_curvature_by_one_plus_CB():
     problem = Gaussian(0.5 * jnp.eye(3), ROUND, SCHEDULES["cosine"])
     x_t, t = jax.random.normal(KEY, (1, 3)), jnp.array([0.5])
-    drs = score(problem.reward, problem.denoiser, problem.schedule, x_t, t, beta=1.0, estimator="drp")
+    drs = diffused_reward_score(problem.reward, problem.denoiser, problem.schedule, x_t, t, beta=1.0, estimate=Estimate("drp"))
     C = 1 / (1 / 0.5 + 1)  # α = σ at t = ½
     np.testing.assert_allclose(drs, problem.exact(x_t, t) * (1 + 0.6 * C), rtol=1e-4)
 
@@ -103,7 +101,9 @@ def test_conjugate_is_exact_for_isotropic_quadratics_whatever_the_reference(sche
     x_t, t = mixture_points(schedule)
     for beta in (4.0, 0.5):
         truth = exact_diffused_reward_score(MIXTURE, reward, schedule, x_t, t, beta=beta)
-        drs = score(reward, MIXTURE.denoiser(schedule), schedule, x_t, t, beta=beta, estimator="conjugate", max_shift=None)
+        drs = diffused_reward_score(
+            reward, MIXTURE.denoiser(schedule), schedule, x_t, t, beta=beta, estimate=Estimate("conjugate", max_shift=None)
+        )
         # a discrete schedule has no exact t': its κ is rounded to the nearest timestep's
         assert relative_error(drs, truth) < (0.02 if schedule.num_timesteps and curvature else 2e-4)
 
@@ -113,9 +113,9 @@ def test_shifted_has_the_proxy_as_its_derivative():
     x_t, t = mixture_points(schedule)
     reward = QuadraticReward(SLOPE)
     ask = functools.partial(diffused_reward_score, reward, MIXTURE.denoiser(schedule), schedule, x_t, t)
-    weak, proxy = ask(beta=2000.0, estimator="shifted"), ask(beta=2000.0, estimator="drp")
-    assert relative_error(weak, proxy) < 0.01
-    assert relative_error(ask(beta=0.5, estimator="shifted", max_shift=None), ask(beta=0.5, estimator="drp")) > 0.3
+    shifted, proxy = Estimate("shifted", max_shift=None), Estimate("drp")
+    assert relative_error(ask(beta=2000.0, estimate=shifted), ask(beta=2000.0, estimate=proxy)) < 0.01
+    assert relative_error(ask(beta=0.5, estimate=shifted), ask(beta=0.5, estimate=proxy)) > 0.3
 
 
 def anisotropic(x):
@@ -149,9 +149,9 @@ def test_consistent_as_samples_and_steps_grow(name):
     truth = exact_for(anisotropic, schedule, x_t, t, beta)
 
     def error(num_steps, num_samples):
-        ask = jax.jit(lambda key: score(
-            anisotropic, MIXTURE.denoiser(schedule), schedule, x_t, t, beta=beta, estimator=name, num_steps=num_steps,
-            num_samples=num_samples, key=key, remat=False))  # fmt: skip
+        ask = jax.jit(lambda key: diffused_reward_score(
+            anisotropic, MIXTURE.denoiser(schedule), schedule, x_t, t, beta=beta,
+            estimate=Estimate(name, num_steps, num_samples, remat=False), key=key))  # fmt: skip
         return relative_error(ask(KEY), truth)
 
     fine = error(32, 2048)
@@ -167,9 +167,8 @@ def test_drp_mc_is_consistent():
     x_t, t = jnp.array([[0.3], [-0.8]]), jnp.array([0.4, 0.7])
     truth = exact_diffused_reward_score(single, reward, schedule, x_t, t, beta=beta)
     errors = [
-        relative_error(score(
-            reward, single.denoiser(schedule), schedule, x_t, t, beta=beta, estimator="drp_mc", num_steps=k,
-            num_samples=n, key=KEY), truth)
+        relative_error(diffused_reward_score(
+            reward, single.denoiser(schedule), schedule, x_t, t, beta=beta, estimate=Estimate("drp_mc", k, n), key=KEY), truth)
         for k, n in ((1, 1), (32, 2048))
     ]  # fmt: skip
     assert errors[1] < 0.03 < errors[0]
@@ -192,9 +191,8 @@ def test_non_quadratic_reward_against_quadrature(name, bound):
 
     x = np.float64(x_t)
     truth = (log_expectation(x + h) - log_expectation(x - h))[:, None] / (2 * h)
-    drs = score(
-        reward, line.denoiser(schedule), schedule, x_t, t, beta=beta, estimator=name, num_steps=32, num_samples=4096,
-        key=KEY, remat=False,
+    drs = diffused_reward_score(
+        reward, line.denoiser(schedule), schedule, x_t, t, beta=beta, estimate=Estimate(name, 32, 4096, remat=False), key=KEY,
     )  # fmt: skip
     assert relative_error(drs, jnp.asarray(truth)) < bound
 
@@ -204,9 +202,9 @@ def test_compiled_equals_eager_with_many_samples(name):
     """At this size jaxlib 0.10.2 miscompiled sums of products for the CPU (jax issue 39103)."""
     schedule, reward = SCHEDULES["cosine"], QuadraticReward(SLOPE)
     x_t, t = mixture_points(schedule, per_time=256)
-    ask = lambda x: score(
-        reward, MIXTURE.denoiser(schedule), schedule, x, t, beta=1.0, estimator=name, num_steps=2, num_samples=48, key=KEY,
-        max_shift=None, remat=False)  # fmt: skip
+    ask = lambda x: diffused_reward_score(
+        reward, MIXTURE.denoiser(schedule), schedule, x, t, beta=1.0, key=KEY,
+        estimate=Estimate(name, 2, 48, max_shift=None, remat=False))  # fmt: skip
     compiled, eager = jax.jit(ask)(x_t), ask(x_t)
     assert relative_error(compiled, eager) < 1e-3
     if name == "conjugate":
@@ -217,11 +215,16 @@ def test_compiled_equals_eager_with_many_samples(name):
 # ---- the contract with the caller -------------------------------------------------------------------------
 
 
+KNOBS = {field.name for field in dataclasses.fields(Estimate)}
+
+
 def ask_mixture(estimator="drp", reward=QuadraticReward(SLOPE, 0.18, CENTER), denoiser=None, **options):
     schedule = SCHEDULES["cosine"]
     x_t, t = mixture_points(schedule, per_time=2)
-    options = {"beta": 1.0, "num_samples": 3, "key": KEY} | options
-    return score(reward, denoiser or MIXTURE.denoiser(schedule), schedule, x_t, t, estimator=estimator, **options)
+    options = {"beta": 1.0, "key": KEY, "estimator": estimator, "num_samples": 3} | options
+    estimate = Estimate(**{knob: options.pop(knob) for knob in KNOBS & set(options)})
+    denoiser = denoiser or MIXTURE.denoiser(schedule)
+    return diffused_reward_score(reward, denoiser, schedule, x_t, t, estimate=estimate, **options)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -276,8 +279,8 @@ def test_image_shapes_and_jit(name):
     x_t, t = jax.random.normal(KEY, (2, 4, 4, 3)), jnp.array([0.3, 0.8])
     denoiser = lambda x, t: jnp.tanh(x) * (1 - t[:, None, None, None])
     reward = lambda x: jnp.mean(jnp.sin(x), (1, 2, 3))
-    ask = jax.jit(lambda x: score(
-        reward, denoiser, schedule, x, t, beta=0.1, estimator=name, num_steps=2, num_samples=2, key=KEY))  # fmt: skip
+    ask = jax.jit(lambda x: diffused_reward_score(
+        reward, denoiser, schedule, x, t, beta=0.1, estimate=Estimate(name, 2, 2), key=KEY))  # fmt: skip
     drs = ask(x_t)
     assert drs.shape == x_t.shape and drs.dtype == x_t.dtype and jnp.all(jnp.isfinite(drs))
 
@@ -340,11 +343,13 @@ def test_tilted_posterior_has_the_asked_precision(schedule):
         ({"estimator": "drpp"}, "unknown estimator 'drpp'; known: drp"),
         ({"beta": 0.0}, "beta must be positive"),
         ({"beta": -1.0}, "beta must be positive"),
-        ({"num_steps": 0}, "num_steps"),
-        ({"num_samples": 0}, "num_samples"),
+        ({"num_steps": 0}, "num_steps = 0: K must be at least 1"),
+        ({"num_samples": 0}, "num_samples = 0: N must be at least 1"),
+        ({"stochasticity": 1.5}, "stochasticity = 1.5: must lie in"),
+        ({"trust_radius": 0.0}, "trust_radius = 0.0: must be positive, or None"),
         ({"estimator": "covariance", "key": None}, "needs a key"),
         ({"estimator": "conjugate", "num_steps": 2, "key": None}, "needs a key"),
-        ({"max_shift": 0.0}, "max_shift must be positive"),
+        ({"max_shift": 0.0}, "max_shift = 0.0: must be positive, or None"),
         ({"reward": lambda x: x}, "one number per sample"),
     ],
 )

@@ -64,9 +64,10 @@ def _validate_game(name: str, stage, schedule: Schedule) -> None:
     require_choice(f"{name}.weighting", stage.weighting, WEIGHTINGS)
     require_choice(f"{name}.ta_weighting", stage.ta_weighting, PREDICTIONS)
     require(stage.beta > 0, f"{name}.beta", stage.beta, "the temperature of the tilt must be positive")
+    require(stage.max_shift >= 0, f"{name}.max_shift", stage.max_shift, "must not be negative; 0 means no limit")
     try:
         estimate_of(stage)
-    except ValueError as error:  # begins with the knob's name
+    except ValueError as error:  # which begins with the knob's name
         raise InputError(f"config.{name}.{error}") from None
     require(stage.ta_updates >= 1, f"{name}.ta_updates", stage.ta_updates, "must be at least 1")
     for who in ("generator", "ta"):
