@@ -41,7 +41,16 @@ class QuadraticReward:
 
 @dataclasses.dataclass(frozen=True)
 class GaussianMixture:
-    """Σ_k π_k N(μ_k, s_k² I): `log_weights [k]`, `means [k, d]`, `variances [k]`."""
+    """Σ_k π_k N(μ_k, s_k² I): `log_weights [k]`, `means [k, d]`, `variances [k]`.
+
+    A linear reward moves every mode by s²a/β, and mass to those where it is high:
+
+    >>> law = GaussianMixture.of([[-1.0], [1.0]], std=0.5).tilt(QuadraticReward(jnp.array([1.0])), beta=1.0)
+    >>> for mean, log_weight in zip(law.means, law.log_weights):
+    ...     print(f"{mean.item():5.2f} with weight {jnp.exp(log_weight):.3f}")
+    -0.75 with weight 0.119
+     1.25 with weight 0.881
+    """
 
     log_weights: Array
     means: Array

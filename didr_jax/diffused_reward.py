@@ -117,6 +117,19 @@ def diffused_reward_score(
 
     Raises:
       ValueError: unknown estimator, β ≤ 0, a missing key, or a reward that does not return one number per sample.
+
+    Data at ±1 has the posterior mean tanh(α x_t/σ²), and tanh(α x_t/σ² + 1/β) if tilted by r(x0) = x0.  `conjugate`
+    says by how much they differ; the paper's proxy claims more than the data's hull allows:
+
+    >>> from didr_jax.schedules import rectified_flow
+    >>> flow, x_t, t = rectified_flow(), jnp.array([0.1]), jnp.array([0.5])  # α/σ² = 2
+    >>> denoiser = lambda x_t, t: jnp.tanh(flow.alpha(t) * x_t / flow.sigma(t) ** 2)
+    >>> print(f"{2 * (jnp.tanh(0.2 + 1 / 0.5) - jnp.tanh(0.2)).item():.2f}")
+    1.56
+    >>> for how in (Estimate("conjugate", max_shift=None), Estimate("drp")):
+    ...     print(f"{diffused_reward_score(lambda x0: x0, denoiser, flow, x_t, t, beta=0.5, estimate=how).item():.2f}")
+    1.56
+    3.84
     """
     chosen = estimator_of(estimate)
     if isinstance(beta, (int, float)) and beta <= 0:
@@ -137,7 +150,14 @@ def diffused_reward_score(
 
 
 def clip_tilt(drs: Array, schedule: Schedule, t: Array, radius: float) -> Array:
-    """DRS shortened, per sample, so that ‖(σ²/α)·DRS‖₂ ≤ radius; its direction is kept."""
+    """DRS shortened, per sample, so that ‖(σ²/α)·DRS‖₂ ≤ radius; its direction is kept.
+
+    >>> from didr_jax.schedules import rectified_flow
+    >>> drs = jnp.array([[3.0, 4.0], [0.3, 0.4]])  # σ²/α = ½: tilts of length 2.5 and .25
+    >>> print(clip_tilt(drs, rectified_flow(), jnp.array([0.5, 0.5]), radius=1.25))
+    [[1.5 2. ]
+     [0.3 0.4]]
+    """
     α, σ = signal_and_noise(schedule, t, drs)
     norm = jnp.sqrt(jnp.sum(drs**2, axis=tuple(range(1, drs.ndim)), keepdims=True))
     return drs * jnp.minimum(1.0, radius * jnp.abs(α) / jnp.maximum(σ**2 * norm, 1e-30))

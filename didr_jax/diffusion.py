@@ -43,7 +43,14 @@ def signal_and_noise(schedule: Schedule, t: Array, like: Array) -> tuple[Array, 
 
 
 def add_noise(schedule: Schedule, x0: Array, noise: Array, t: Array) -> Array:
-    """x_t = α x0 + σ ε for `x0, noise [b, ...]` and `t [b]`."""
+    """x_t = α x0 + σ ε for `x0, noise [b, ...]` and `t [b]`.
+
+    >>> from didr_jax.schedules import rectified_flow
+    >>> x0, noise = jnp.array([[4.0, 4.0], [4.0, 4.0]]), jnp.array([[0.0, 8.0], [0.0, 8.0]])
+    >>> print(add_noise(rectified_flow(), x0, noise, jnp.array([0.25, 0.75])))  # α = 1 − t, σ = t
+    [[3. 5.]
+     [1. 7.]]
+    """
     α, σ = signal_and_noise(schedule, t, x0)
     return α * x0 + σ * noise
 
@@ -55,7 +62,16 @@ def _coefficients(kind: str, schedule: Schedule, t: Array, like: Array) -> tuple
 
 
 def to_x0(kind: str, prediction: Array, x_t: Array, t: Array, schedule: Schedule) -> Array:
-    """x̂0 `[b, ...]` from a prediction of the given kind, equation (1)."""
+    """x̂0 `[b, ...]` from a prediction of the given kind, equation (1).
+
+    >>> from didr_jax.schedules import rectified_flow
+    >>> x0, noise, t = jnp.array([[4.0, 2.0]]), jnp.array([[0.0, 8.0]]), jnp.array([0.5])
+    >>> x_t = add_noise(rectified_flow(), x0, noise, t)
+    >>> print(to_x0("velocity", noise - x0, x_t, t, rectified_flow()))
+    [[4. 2.]]
+    >>> print(to_x0("eps", noise, x_t, t, rectified_flow()))
+    [[4. 2.]]
+    """
     c, d = _coefficients(kind, schedule, t, x_t)
     return c * x_t + d * prediction
 
@@ -81,5 +97,8 @@ def guide(x0_cond: Array, x0_uncond: Array, scale: float) -> Array:
     """Classifier-free guidance x̂_u + w (x̂_c − x̂_u) (Ho & Salimans, 2022); w = 1 is x̂_c.
 
     Guidance commutes with (1), so guiding x̂0, ε or the velocity is the same thing.
+
+    >>> print(guide(jnp.array([3.0]), jnp.array([2.0]), scale=8.0))
+    [10.]
     """
     return x0_uncond + scale * (x0_cond - x0_uncond)

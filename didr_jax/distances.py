@@ -12,6 +12,9 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
 
     The within-set means leave out the pairs (i, i), so that the estimate is unbiased and its
     expectation is zero, not positive, for two samples of one law.
+
+    >>> energy_distance(np.array([[0.0], [1.0]]), np.array([[2.0], [3.0]]))
+    2.0
     """
     n, m = len(x), len(y)
     within = cdist(x, x).sum() / (n * (n - 1)) + cdist(y, y).sum() / (m * (m - 1))

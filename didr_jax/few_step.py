@@ -70,7 +70,12 @@ class FewStep:
 
     @classmethod
     def even(cls, schedule: Schedule, first: float, num_steps: int, solver: str = "renoise") -> "FewStep":
-        """`num_steps` times from `first` on, as a solver would visit them (`Schedule.grid`)."""
+        """`num_steps` times from `first` on, as a solver would visit them (`Schedule.grid`).
+
+        >>> from didr_jax.schedules import rectified_flow
+        >>> print(FewStep.even(rectified_flow(shift=3.0), first=1.0, num_steps=4))
+        4 steps at times 1, 0.9, 0.75, 0.5 (renoise)
+        """
         if not 1 <= num_steps <= MAX_STEPS:
             raise ValueError(f"a generator has 1 to {MAX_STEPS} steps, got {num_steps}")
         with jax.ensure_compile_time_eval():  # numbers, also where a program is being traced

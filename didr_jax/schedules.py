@@ -84,6 +84,9 @@ def ddpm(num_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float
 
     Time is t = timestep / num_timesteps, so `t_max` is .999 for 1000 steps.  At timestep 399
     ᾱ = .42609.  Between timesteps log ᾱ is linear, which keeps α smooth and exact on the grid.
+
+    >>> print(f"{ddpm().alpha(0.399) ** 2:.5f}")
+    0.42609
     """
     beta = np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=np.float64) ** 2
     log_abar = np.cumsum(np.log1p(-beta))
@@ -101,7 +104,11 @@ def ddpm(num_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float
 
 
 def rectified_flow(shift: float = 1.0) -> Schedule:
-    """Straight paths from data to noise (Liu et al., 2023); `shift` > 1 spends steps at high noise."""
+    """Straight paths from data to noise (Liu et al., 2023); `shift` > 1 spends steps at high noise.
+
+    >>> print(rectified_flow(shift=3.0).grid(jnp.array(1.0), num_steps=4).round(2))
+    [1.   0.9  0.75 0.5 ]
+    """
     if shift <= 0:
         raise ValueError(f"rectified_flow: shift must be positive, got {shift}")
     return Schedule(
