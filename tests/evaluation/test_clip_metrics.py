@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 import transformers as T
-from tests.parity.oracle import assert_close, randomise
-from tests.parity.vocabularies import CLIP_BOS, CLIP_EOS, CLIP_VOCAB, save_clip_tokenizer
 
 from didr_jax.evaluation.clip_features import MODELS, clip_pictures
 from didr_jax.evaluation.clip_score import ClipScorer
@@ -17,6 +15,8 @@ from didr_jax.evaluation.collect import Options, statistics_of
 from didr_jax.evaluation.protocols import CLIP_SCORE, CMMD, DIVERSITY
 from didr_jax.types import InputError
 from didr_jax.weights.clip import clip_shapes
+from tests.parity.oracle import assert_close, randomise
+from tests.parity.vocabularies import CLIP_BOS, CLIP_EOS, CLIP_VOCAB, save_clip_tokenizer
 
 TINY = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, hidden_act="quick_gelu")
 STEPS = (("short_side", 28), ("centre", 28))

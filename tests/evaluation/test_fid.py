@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from tests.parity import fid_oracles as oracles
 
 from didr_jax.evaluation import frechet
 from didr_jax.evaluation.frechet import ROOTS, fid, frechet_distance
@@ -10,6 +9,7 @@ from didr_jax.evaluation.moments import Moments
 from didr_jax.evaluation.protocols import FID, Measured, named
 from didr_jax.evaluation.statistics import Statistics, read_statistics, write_statistics
 from didr_jax.types import InputError
+from tests.parity import fid_oracles as oracles
 
 
 def features(n, d=24, seed=0):

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.parity import fid_oracles as oracles
 
 from didr_jax.evaluation.cmmd import cmmd, gaussian_mmd
 from didr_jax.evaluation.kid import kid, kid_subsets, polynomial_mmd
@@ -12,6 +11,7 @@ from didr_jax.evaluation.moments import Moments
 from didr_jax.evaluation.protocols import CMMD, FID
 from didr_jax.evaluation.statistics import Statistics
 from didr_jax.types import InputError
+from tests.parity import fid_oracles as oracles
 
 
 def features(n, seed=0, d=7):

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from tests.parity import fid_oracles as oracles
 
 from didr_jax.evaluation.protocols import CLIP_SCORE, CMMD, DIVERSITY, FID
 from didr_jax.evaluation.resize import centre, prepare, square, tensorflow_bilinear, to_8_bit, torch_bilinear
 from didr_jax.types import InputError
+from tests.parity import fid_oracles as oracles
 
 
 @pytest.fixture(scope="module")

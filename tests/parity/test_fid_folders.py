@@ -9,7 +9,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tests.parity import fid_oracles as oracles
 
 from didr_jax.evaluation.collect import Options, statistics_of
 from didr_jax.evaluation.frechet import fid
@@ -17,6 +16,7 @@ from didr_jax.evaluation.inception_features import inception
 from didr_jax.evaluation.kid import kid
 from didr_jax.evaluation.protocols import FID
 from didr_jax.weights.files import write_safetensors
+from tests.parity import fid_oracles as oracles
 
 pytestmark = pytest.mark.slow
 
