@@ -104,7 +104,7 @@ def test_a_protocol_says_all_that_moves_its_number():
 @pytest.mark.parametrize("names", [("mu", "sigma"), ("ref_mu", "ref_sigma")])
 def test_moments_are_read_in_the_usual_spellings(names, tmp_path):
     m = Moments.of(X)
-    np.savez(tmp_path / "s.npz", **dict(zip(names, (m.mean, m.covariance()))))
+    np.savez(tmp_path / "s.npz", **dict(zip(names, (m.mean, m.covariance()), strict=False)))
     got = read_statistics(tmp_path / "s.npz")
     assert (got.count, got.protocol, got.features) == (None, None, None)
     assert fid(got, statistics(Y), "clean-fid").value == fid(statistics(X), statistics(Y), "clean-fid").value
@@ -126,7 +126,7 @@ def test_what_is_written_is_read_again_and_by_others(keep, tmp_path):
     write_statistics(tmp_path / "sub" / "s.npz", s)
     again = read_statistics(tmp_path / "sub" / "s.npz")
     assert (again.count, again.protocol) == (200, "clean-fid")
-    for a, b in zip(again.gaussian(), s.gaussian()):
+    for a, b in zip(again.gaussian(), s.gaussian(), strict=False):
         np.testing.assert_array_equal(a, b)
     with np.load(tmp_path / "sub" / "s.npz") as file:
         np.testing.assert_allclose(file["mu"], X.astype(np.float64).mean(0), rtol=1e-12)
