@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from tiny_runs import finish, said, spawn
 
+from didr_jax.training.metrics import read_metrics
+
 pytestmark = pytest.mark.slow
 
 TIMEOUT = 240  # seconds; an idle machine needs 15
@@ -87,6 +89,23 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(reference, tmp_path, cache):
     assert codes == [0, 0], said(workdir) + said(workdir, 1)
     assert "distill (2/2)  goes on from at step 10" in said(workdir)
     agree(dict(np.load(out)), reference[1])
+
+
+JUDGED = {"stages": ("pretrain", "distill", "align"), "align__steps": 10, "eval__every": 4, "eval__samples": 100}
+
+
+def test_evaluators_judge_on_both_processes_what_one_would(tmp_path, cache):
+    """Spread over two processes, on split parameters; the first writes what it found."""
+    found = {}
+    for name, how in (("one", {"devices": 8}), ("two", {"devices": 4, "processes": 2, **SPLIT})):
+        workdir = tmp_path / name
+        codes = finish(spawn(workdir, cache=cache, **how, **JUDGED), TIMEOUT)
+        assert set(codes) == {0}, said(workdir) + said(workdir, 1)
+        lines = [line for line in read_metrics(str(workdir)) if line["stage"] == "align"]
+        found[name] = {line["step"]: {k: v for k, v in line.items() if k.startswith("eval/")} for line in lines}
+    assert [step for step, figures in found["two"].items() if figures] == [0, 4, 8, 10]
+    for step, figures in found["one"].items():
+        assert found["two"][step] == pytest.approx(figures, rel=2e-2, abs=2e-3)
 
 
 def _in_the_second_stage(workdir, processes):
