@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import checkout  # noqa: F401  (finds the packages)
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -9,6 +9,7 @@ far `conjugate` may move the network's input (`max_shift`, in units of the noise
 
 import argparse
 
+import checkout  # noqa: F401  (finds the packages)
 import estimators as bench
 import jax
 import jax.numpy as jnp

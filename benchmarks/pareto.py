@@ -13,6 +13,7 @@ import shutil
 import jax
 import matplotlib.pyplot as plt
 from absl import app, flags, logging
+from checkout import ROOT
 from ml_collections import config_flags
 
 from didr_jax import recipes
@@ -23,7 +24,7 @@ from didr_jax.training.run import Run
 from didr_jax.training.validate import validate
 from didr_jax.training.workdir import claim_workdir, make_workdir
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py")
+_CONFIG = config_flags.DEFINE_config_file("config", str(ROOT / "configs" / "digits.py"), "A recipe file.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/pareto", "Where everything goes.")
 _SWEEP = flags.DEFINE_string(
     "sweep",

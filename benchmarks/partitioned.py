@@ -13,13 +13,8 @@ import functools
 import importlib
 import operator
 import os
-import sys
-from pathlib import Path
 
 from absl import app, flags
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 CONFIG = flags.DEFINE_string("config", "sdxl", "a module of configs/")
 TRAIN = flags.DEFINE_enum("train", "lora", ["lora", "full"], "what is trained of both networks")

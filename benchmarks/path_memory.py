@@ -9,14 +9,9 @@ unless it is `none`.
 """
 
 import itertools
-import sys
 import time
-from pathlib import Path
 
 from absl import app, flags
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 TOPOLOGY = flags.DEFINE_string("topology", "h200:1", "as config.compile.topology; one device")
 STEPS = flags.DEFINE_list("steps", ["1", "2", "4"], "K, denoiser evaluations")

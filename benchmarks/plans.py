@@ -6,13 +6,8 @@
 """
 
 import importlib
-import sys
-from pathlib import Path
 
 from absl import app, flags
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 CONFIG = flags.DEFINE_string("config", "sdxl", "a module of configs/")
 MACHINES = flags.DEFINE_list(

@@ -15,12 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from absl import app, flags
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 BATCH = flags.DEFINE_integer("batch", 8, "images")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 1024, "side of the images, before the reward's own resize")

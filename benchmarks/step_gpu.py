@@ -19,12 +19,9 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from absl import app, flags
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from checkout import ROOT
 
 BATCH = flags.DEFINE_integer("batch", 4, "samples of a step")
 MICRO = flags.DEFINE_integer("micro_batches", 1, "JAX: parts of the batch, one after the other")

@@ -23,7 +23,6 @@ from didr_jax.evaluation.moments import Moments, State
 from didr_jax.evaluation.pictures import Source, open_pictures
 from didr_jax.evaluation.protocols import PIXELS, Protocol
 from didr_jax.evaluation.statistics import Statistics, write_npz
-from didr_jax.training.parallel import ROWS, settle
 from didr_jax.types import Array, InputError, PyTree, Weights
 
 WORKERS = 8  # threads that read and resize
@@ -59,7 +58,7 @@ class Options:
     Attributes:
       params: loaded parameters; None: the network's weights are loaded, a copy on every device.
       mesh: of all processes' devices; None: this process's first device.
-      batch_size: items at once over the whole mesh; a multiple of its data x fsdp.
+      batch_size: items at once over the whole mesh; a multiple of its devices but for `tensor`.
       path: an `.npz` that keeps what is done, so that the same call goes on from there; the first process writes it.
       save_every: batches between writes.
     """
@@ -98,6 +97,8 @@ def collect_moments(network: Network, read: Callable[[int], PyTree], count: int,
     return summed.value()
 
 
+# A sink waits for the batch before its own, so that the host prepares one batch while the devices compute another, and
+# two programs are never in flight: XLA's CPU devices would starve each other.
 class _Kept:
     """Features, brought to the host batch by batch."""
 
@@ -106,12 +107,20 @@ class _Kept:
     def __init__(self, network: Network):
         self.apply = network.apply
         self.parts = [np.zeros((0, network.width), np.float32)]
+        self.flying: tuple[Array, int] | None = None
 
     def add(self, params: PyTree, batch: PyTree, valid: int, whole) -> None:
-        features = settle(_features(self.apply, whole, params, batch))
-        self.parts.append(np.asarray(features)[:valid])
+        self._land()
+        self.flying = _features(self.apply, whole, params, batch), valid
+
+    def _land(self) -> None:
+        if self.flying is not None:
+            features, valid = self.flying
+            self.parts.append(np.asarray(features)[:valid])
+            self.flying = None
 
     def value(self) -> np.ndarray:
+        self._land()
         self.parts = [np.concatenate(self.parts)]
         return self.parts[0]
 
@@ -136,7 +145,8 @@ class _Summed:
     def add(self, params: PyTree, batch: PyTree, valid: int, whole) -> None:
         if self.state is None:
             self.state = jax.jit(lambda: moments.empty(self.width), out_shardings=whole)()
-        self.state = settle(_sum(self.apply, whole, params, self.state, batch, valid))
+        jax.block_until_ready(self.state)
+        self.state = _sum(self.apply, whole, params, self.state, batch, valid)
 
     def value(self) -> Moments:
         return self.before if self.state is None else self.before.merge(moments.finish(self.state))
@@ -190,7 +200,7 @@ def _places(mesh: Mesh | None, batch_size: int) -> tuple:
     if mesh is None:
         here = SingleDeviceSharding(jax.local_devices()[0])
         return here, here
-    rows = tuple(axis for axis in ROWS if axis in mesh.axis_names)
+    rows = tuple(axis for axis in mesh.axis_names if axis != "tensor")  # as in models.rows
     ways = int(np.prod([mesh.shape[axis] for axis in rows]))
     if batch_size % ways:
         raise InputError(f"batch_size = {batch_size} cannot be split over {ways} devices; use a multiple")

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from didr_jax.planning.compiler_log import caught
 from didr_jax.planning.targets import Target
 from didr_jax.training import flops
 from didr_jax.training.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, with_places
@@ -46,6 +47,7 @@ class Plan:
       needed: bytes per device in all; None: not known.
       refused: what the compiler said if the program is too large for it; empty: it did not.
       seconds: that the compiler took.
+      warnings: lines about what it could not keep in its place (`compiler_log`).
     """
 
     stage: str
@@ -61,6 +63,7 @@ class Plan:
     needed: int | None = None
     refused: str = ""
     seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool | None:
@@ -128,7 +131,8 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
         fields["flops"] = flops.count_jaxpr(traced.jaxpr.jaxpr)
         held, start = sum(parts.values()), time.perf_counter()
         try:
-            memory = traced.lower().compile(compiler_options=dict(machine.options)).memory_analysis()
+            with caught() as log:
+                memory = traced.lower().compile(compiler_options=dict(machine.options)).memory_analysis()
         except jax.errors.JaxRuntimeError as error:
             refused, needed = refusal(str(error), held)
             if not refused:
@@ -140,7 +144,7 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
             program = memory.generated_code_size_in_bytes
             fields |= dict(padding=max(there - held, 0), temporaries=temporaries, program=program)
             fields["needed"] = there + temporaries + program
-    return Plan(**fields, seconds=time.perf_counter() - start)
+    return Plan(**fields, seconds=time.perf_counter() - start, warnings=tuple(log.lines()))
 
 
 def _placed(stage: Stage, config, mesh) -> tuple[PyTree, PyTree, PyTree]:

@@ -54,6 +54,7 @@ def report(plan: Plan, config, recipe: Recipe) -> str:
     elif plan.fits and chip and plan.needed is not None and plan.needed < ROOMY * chip.memory:
         if found := advice(recipe.luxuries, plan, config):
             lines += ["", "there is room (--config.…)", *found]
+    lines += ["", *plan.warnings] if plan.warnings else []
     lines += ["", f"operations per image  {plan.flops / plan.batch_size / 1e12:.4g} TFLOP, recomputation included"]
     seconds = plan.step_seconds(config.compile.utilisation)
     if chip and seconds:

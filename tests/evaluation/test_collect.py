@@ -1,9 +1,12 @@
 """Collecting features: any batch, any mesh, stopped and gone on, in several processes: the same result."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,14 +179,15 @@ PROGRAM = """
 
 @pytest.mark.slow
 def test_two_processes_of_two_devices_agree_and_each_reads_its_own_pictures(tmp_path):
-    import socket
-
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
     out = str(tmp_path / "out")
-    runs = [subprocess.Popen([sys.executable, str(tmp_path / "program.py"), str(p), port, out]) for p in range(2)]
+    root = str(Path(__file__).parents[2])
+    arguments = [sys.executable, str(tmp_path / "program.py")]
+    environment = {**os.environ, "PYTHONPATH": root}
+    runs = [subprocess.Popen([*arguments, str(p), port, out], env=environment) for p in range(2)]
     assert [run.wait(timeout=240) for run in runs] == [0, 0]
     results = [json.loads((tmp_path / f"out.{p}.json").read_text()) for p in range(2)]
     x = np.random.default_rng(0).normal(1e3, 2, (21, 5)).astype(np.float32)
