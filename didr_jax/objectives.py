@@ -17,16 +17,18 @@ the family is (method: arXiv 2605.24001; 2305.18455, 2405.14867, 2410.18881, 241
     sim      ∇_{x0} of −w'·d'(y)ᵀ(x̂_ψ − x0),   y = x̂_ψ − x̂_r,   d'(y) = y/√(‖y‖² + c²)         (5)
     distar   (5) − (1/β) ∇_{x0} r(x0)                                                           (6)
     refl     −∇_{x0} r(x0)                                                                      (7)
+    sid      ∇_{x0} of −w'·yᵀ(x̂_ψ − x0): (5) for the squared distance, d'(y) = y                (8)
 
 (1) is the gradient of the integral KL divergence ∫ w(t) KL(p_θ,t ‖ p_ref,t) dt when w' = w α²/σ², since
 α (s_ψ − s_r) = (α²/σ²)(x̂_ψ − x̂_r) and α = ∂x_t/∂x0.  (5) is score implicit matching in x0 units:
 (σ²/α)(s_ψ(x_t) − ∇ log q(x_t|x0)) = x̂_ψ − x0; its gradient flows through x_t into both networks'
-inputs, never into their parameters, and through w' not at all.
+inputs, never into their parameters, and through w' not at all.  (8) is score identity distillation (SiD, 2404.04057,
+its loss at α = 1) and the squared form of Uni-Instruct; c·(5) tends to it as c grows.
 
 With G come lengths, per sample, that tell what it is made of:
 
     gap          ‖x̂_ψ − x̂_r‖: how far the TA, and with it the generator, is from the reference
-    divergence   of the divergence's part of G: ‖w'·(x̂_ψ − x̂_r)‖ in (1–4), ‖(5)‖ in (5) and (6)
+    divergence   of the divergence's part of G: ‖w'·(x̂_ψ − x̂_r)‖ in (1–4), ‖(5)‖ in (5) and (6), ‖(8)‖ in (8)
     pull         of the reward's part of G: ‖w'·(σ²/α)DRS‖ in (3), ‖∇r/β‖ in (4) and (6), ‖∇r‖ in (7)
     tilt         ‖x̂* − x̂_r‖ = ‖(σ²/α)DRS‖ in (3)
 
@@ -185,14 +187,24 @@ def dipp(x0, noise, t, key, nets, settings):
 
 def sim(x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Bound, settings: Settings) -> tuple[Array, dict]:
     """Score implicit matching with the pseudo-Huber distance of width `settings.huber`, equation (5)."""
+    huber = lambda y: y / per_sample(jnp.sqrt(_square(y) + settings.huber**2), y)
+    return _implicit_matching(huber, x0, noise, t, nets, settings)
+
+
+def sid(x0, noise, t, key, nets, settings):
+    """Score identity distillation: score implicit matching with the squared distance, equation (8)."""
+    return _implicit_matching(lambda y: y, x0, noise, t, nets, settings)
+
+
+def _implicit_matching(slope: Callable[[Array], Array], x0, noise, t, nets: Bound, settings: Settings) -> tuple[Array, dict]:
+    """∇_{x0} of −w'·d'(y)ᵀ(x̂_ψ − x0), where `slope` is d'."""
 
     def loss(x0):
         x_t = add_noise(nets.schedule, x0, noise, t)
         x_ta, x_r = nets.ta(x_t, t), _guided(nets, x_t, t, nets.reference(x_t, t))
         y = x_ta - x_r
-        direction = y / per_sample(jnp.sqrt(_square(y) + settings.huber**2), y)
         weight = _weight(settings.weighting, nets, x0, x_r, t)
-        return -jnp.sum(weight * direction * (x_ta - x0)), y
+        return -jnp.sum(weight * slope(y) * (x_ta - x0)), y
 
     gradient, y = jax.grad(loss, has_aux=True)(x0)
     return gradient, {"gap": _norm(y), "divergence": _norm(gradient)}
@@ -248,6 +260,7 @@ OBJECTIVES: dict[str, Objective] = {
     "didr": Objective(didr, needs_reward=True, estimates=True),
     "dipp": Objective(dipp, needs_reward=True, differentiates_reward=True),
     "sim": Objective(sim),
+    "sid": Objective(sid),
     "distar": Objective(distar, needs_reward=True, differentiates_reward=True),
     "refl": Objective(refl, needs_reward=True, differentiates_reward=True),
 }

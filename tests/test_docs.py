@@ -95,7 +95,9 @@ def test_commands_are_found():
 
 
 def test_a_planned_command_of_the_docs_runs():
-    command = next(c for c in commands()["docs/plans.md"] if c.startswith("python run.py --config=configs/sdxl.py --mode=compile"))
+    command = next(
+        c for c in commands()["docs/plans.md"] if c.startswith("python run.py --config=configs/sdxl.py --mode=compile")
+    )
     words = [*shlex.split(command)[1:], "--config.compile.only_shapes=True"]
     done = subprocess.run([sys.executable, *words], cwd=REPO, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "operations per image" in done.stdout, done.stderr

@@ -81,10 +81,10 @@ def test_dipp_is_the_kl_gradient_less_the_reward_gradient():
     np.testing.assert_allclose(parameter_gradient("dipp", nets(), IKL), expected, rtol=1e-4, atol=1e-5)
 
 
-def sim_divergence_gradient(huber: float) -> np.ndarray:
+def sim_divergence_gradient(huber: float | None) -> np.ndarray:
     """∂/∂(μ, s) of E_{x ~ π} d(y_θ(x)), π = p_θ,t held fixed, by central differences of quadratures.
 
-    y_θ = (σ²/α)(s_θ,t − s_ref,t) and d(y) = √(‖y‖² + c²) − c.
+    y_θ = (σ²/α)(s_θ,t − s_ref,t) and d(y) = √(‖y‖² + c²) − c, or ½‖y‖² without c.
     """
     mean_r, var_r = diffused(REFERENCE)
     nodes, weights = np.polynomial.hermite_e.hermegauss(200)
@@ -93,7 +93,8 @@ def sim_divergence_gradient(huber: float) -> np.ndarray:
     def divergence(mu, std):
         score = -(x - ALPHA * mu) / (ALPHA**2 * std**2 + SIGMA**2)
         y = SIGMA**2 / ALPHA * (score + (x - mean_r) / var_r)
-        return weights @ (np.sqrt(y**2 + huber**2) - huber) / weights.sum()
+        distance = y**2 / 2 if huber is None else np.sqrt(y**2 + huber**2) - huber
+        return weights @ distance / weights.sum()
 
     h = 1e-4
     return np.array(
@@ -109,6 +110,19 @@ def test_sim_is_the_gradient_of_its_score_divergence():
     settings = Settings(weighting="x0", huber=1.0)
     expected = sim_divergence_gradient(1.0)
     np.testing.assert_allclose(parameter_gradient("sim", nets(), settings), expected, rtol=3e-3)
+
+
+def test_sid_is_the_gradient_of_the_squared_score_divergence():
+    """Polynomials in the nodes: the quadrature is exact, float32 is what is left."""
+    expected = sim_divergence_gradient(None)
+    np.testing.assert_allclose(parameter_gradient("sid", nets(), Settings(weighting="x0")), expected, rtol=1e-3)
+
+
+def test_sim_of_a_wide_huber_distance_is_sid():
+    """d'(y) = y/√(‖y‖² + c²) is y/c to ‖y‖²/2c², here below 1e-4."""
+    x0, noise, t = jnp.asarray(POINTS, jnp.float32), jnp.asarray(NOISE, jnp.float32), jnp.asarray(TIMES, jnp.float32)
+    ask = lambda name, **knobs: OBJECTIVES[name](x0, noise, t, KEY, MIXTURES, Settings(weighting="x0", **knobs))[0]
+    np.testing.assert_allclose(1e3 * ask("sim", huber=1e3), ask("sid"), rtol=1e-3, atol=1e-5)
 
 
 def test_distar_is_sim_less_the_reward_gradient():
