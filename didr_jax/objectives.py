@@ -192,7 +192,11 @@ def sim(x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Bound, settings: 
 
 
 def sid(x0, noise, t, key, nets, settings):
-    """Score identity distillation: score implicit matching with the squared distance, equation (8)."""
+    """Score identity distillation: score implicit matching with the squared distance, equation (8).
+
+    Its authors' loss is (x̂_r − x̂_ψ)ᵀ((x̂_r − x0) − a (x̂_r − x̂_ψ)) / mean|x0 − x̂_r|.  At a = 1 the second factor is
+    x̂_ψ − x0, which leaves −w'·yᵀ(x̂_ψ − x0) with the w' of (2).
+    """
     return _implicit_matching(lambda y: y, x0, noise, t, nets, settings)
 
 

@@ -308,6 +308,21 @@ def test_a_row_says_what_its_objective_does_with_the_reward(name):
     assert row.differentiates_reward == takes_reward_gradient(name)
 
 
+def test_sid_is_its_papers_loss_at_alpha_one():
+    """(f_r − f_ψ)·((f_r − x0) − a(f_r − f_ψ))/mean|x0 − f_r|, a = 1, differentiated through x_t; the divisor is constant."""
+    x0, noise, t, weight = random_batch()
+    n, a = random_nets(weight), 1.0
+
+    def loss(x0):
+        x_t = diffusion.add_noise(SCHEDULE, x0, noise, t)
+        real, fake = n.guidance(x_t, t, n.reference(x_t, t)), n.ta(x_t, t)
+        divisor = jax.lax.stop_gradient(jnp.mean(jnp.abs(x0 - real), axis=(1, 2, 3), keepdims=True))
+        return jnp.sum((real - fake) * ((real - x0) - a * (real - fake)) / divisor)
+
+    gradient, _ = OBJECTIVES["sid"](x0, noise, t, KEY, n, Settings())
+    np.testing.assert_allclose(gradient, jax.grad(loss)(x0), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_samples_do_not_see_each_other(name):
     """The gradient of a sample is the same alone and in its batch."""
