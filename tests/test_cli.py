@@ -8,6 +8,7 @@ import pytest
 
 from configs import digits
 from didr_jax import recipes
+from didr_jax.planning.plan import main_stage
 from didr_jax.training.validate import validate
 from didr_jax.types import InputError
 
@@ -70,6 +71,18 @@ def test_values_that_cannot_work_are_named_with_what_would(key, value, fragments
 def test_the_command_line_refuses_before_it_touches_the_workdir(argument, fragments, tmp_path):
     refuses(run(DIGITS, argument, workdir=tmp_path / "run"), *fragments)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("objective", ["didr", "dipp"])
+def test_an_objective_that_needs_a_reward_is_refused_in_a_stage_without_one(objective):
+    """It would train as the divergence alone, without a word."""
+    config = digits.get_config()
+    config.distill.objective = objective
+    recipe = recipes.build(config)
+    with pytest.raises(
+        InputError, match=f"config.distill.objective = '{objective}' needs a reward, and stage 'distill' has none"
+    ):
+        main_stage(recipe, config)
 
 
 def test_missing_config_and_missing_config_file(tmp_path):

@@ -20,7 +20,7 @@ from didr_jax.training.optim import make_optimizer
 from didr_jax.training.parallel import create
 from didr_jax.training.state import init_fit, init_game
 from didr_jax.training.step import Networks, make_fit_step, make_game_step, no_noise
-from didr_jax.types import PRNGKey, PyTree, Weights
+from didr_jax.types import InputError, PRNGKey, PyTree, Weights
 
 Items = dict[str, PyTree]
 
@@ -164,8 +164,14 @@ def game_stage(
       objective: in place of the one that the section names.
       condition_shapes: of the conditions of one sample, `[1, ...]`, for plans; None: `conditions` reads nothing.
       evals: see `Stage`.
+
+    Raises:
+      InputError: an objective that needs a reward, in a stage that has none: it would be another one without a word.
     """
     section = config[name]
+    objective = objective or OBJECTIVES[section.objective]
+    if objective.needs_reward and networks.reward is None:
+        raise InputError(f"config.{name}.objective = {section.objective!r} needs a reward, and stage {name!r} has none")
     tx_generator = make_optimizer(section.generator_optimizer, section.steps)
     tx_ta = make_optimizer(section.ta_optimizer, section.steps * section.ta_updates)
     updates, n = section.ta_updates + 1, section.batch_size
@@ -188,7 +194,7 @@ def game_stage(
         init=init,
         step=make_game_step(
             networks,
-            objective or OBJECTIVES[section.objective],
+            objective,
             settings_of(section),
             tx_generator,
             tx_ta,
