@@ -138,6 +138,8 @@ def check(recipe: Recipe, config, mode: str) -> None:
     if mode not in ("train", *recipe.modes):
         raise InputError(f"--mode={mode}: the recipe {config.recipe!r} has no such mode")
     recipe.check(mode)
+    if mode == "train":
+        main_stage(recipe, config)  # every stage is put together once, of shapes: what would not work says so now
 
 
 def _refuse(error: InputError) -> None:

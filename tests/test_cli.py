@@ -8,7 +8,7 @@ import pytest
 
 from configs import digits
 from didr_jax import recipes
-from didr_jax.planning.plan import main_stage
+from didr_jax.cli import check
 from didr_jax.training.validate import validate
 from didr_jax.types import InputError
 
@@ -82,7 +82,7 @@ def test_an_objective_that_needs_a_reward_is_refused_in_a_stage_without_one(obje
     with pytest.raises(
         InputError, match=f"config.distill.objective = '{objective}' needs a reward, and stage 'distill' has none"
     ):
-        main_stage(recipe, config)
+        check(recipe, config, "train")
 
 
 def test_missing_config_and_missing_config_file(tmp_path):
