@@ -33,10 +33,11 @@ def write_export(task: Task, params: PyTree, folder: str) -> None:
     """Writes what was trained of the generator, whole on this host, under `folder`."""
     backbone, dtype = task.backbone, jnp.dtype(task.config.export.dtype)
     if task.config.network.generator == "lora":
-        adapter, alpha = jax.device_get(params), task.config.lora.alpha  # small; on the host it meets any base
+        adapter, alpha = jax.device_get(params), task.config.lora.alpha
         lora.save(os.path.join(folder, ADAPTER), adapter, alpha, backbone.table, prefix=backbone.part, dtype=dtype)
-        # From the file, not from the rounded copy that trained: merging rounds once.
-        params = lora.merge(backbone.generator.cast("float32").load(_host()), adapter, alpha)
+        # From the file, not from the rounded copy that trained: merging rounds once.  Both as the host's own
+        # arrays: under a mesh of several devices a computation on one of them is refused.
+        params = lora.merge(jax.device_get(backbone.generator.cast("float32").load(_host())), adapter, alpha)
     part = os.path.join(folder, backbone.part)
     write_safetensors(os.path.join(part, WEIGHTS), to_torch(params, backbone.table, dtype=dtype), max_bytes=SHARD)
     write_json(os.path.join(part, "config.json"), dict(backbone.config_json))
