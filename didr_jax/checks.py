@@ -1,6 +1,8 @@
 """Refusals in one line: what is wrong, where, and what would do."""
 
 import difflib
+import importlib
+from collections.abc import Callable
 
 from didr_jax.types import InputError
 
@@ -21,3 +23,23 @@ def require(ok: bool, where: str, value, rule: str) -> None:
     """Raises InputError naming `config.WHERE`, its value and the rule that it breaks, unless `ok`."""
     if not ok:
         raise InputError(f"config.{where} = {value!r}: {rule}")
+
+
+def named_function(path: str, what: str) -> Callable:
+    """The function at `path`, "module:function".
+
+    Raises:
+      InputError: there is none; `what` says whose path it is.
+    """
+    module, _, attribute = path.partition(":")
+    if not (module and attribute):
+        raise InputError(f"{what} {path!r}: write it as 'module:function'")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except ImportError as e:
+        raise InputError(f"{what} {path!r}: cannot import {module} ({e}); is its folder on PYTHONPATH?") from e
+    except AttributeError:
+        raise InputError(f"{what} {path!r}: module {module} has no {attribute}") from None
+    if not callable(function):
+        raise InputError(f"{what} {path!r}: {attribute} is not a function")
+    return function

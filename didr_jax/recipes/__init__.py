@@ -5,6 +5,7 @@ from collections.abc import Callable
 from didr_jax.checks import require_choice
 from didr_jax.recipes.digits.recipe import Digits
 from didr_jax.recipes.mixture import Mixture
+from didr_jax.recipes.sprouts.recipe import Sprouts
 from didr_jax.recipes.text_to_image.recipe import TextToImage
 from didr_jax.recipes.text_to_image.stable_diffusion import StableDiffusion
 from didr_jax.recipes.text_to_image.zimage import ZImage
@@ -13,6 +14,7 @@ from didr_jax.training.recipe import Recipe
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "digits": Digits,
     "mixture": Mixture,
+    "sprouts": Sprouts,
     "stable_diffusion": lambda config: TextToImage(config, StableDiffusion),
     "zimage": lambda config: TextToImage(config, ZImage),
 }

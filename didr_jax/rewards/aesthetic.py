@@ -16,6 +16,8 @@ from didr_jax.types import Array, InputError, PyTree, Weights
 from didr_jax.weights.blip import load_aesthetic_head
 from didr_jax.weights.clip import Configs, load_vision
 
+CENTRE, SPREAD = 5.45, 0.38  # of its scores, as `RewardModel` has them
+
 
 def load(
     weights: str | os.PathLike | None,
@@ -50,8 +52,8 @@ def load(
         preprocess=functools.partial(resize_and_crop, size=vision.image_size),
         score=score,
         tokenize=utf8,
-        centre=5.45,
-        spread=0.38,
+        centre=CENTRE,
+        spread=SPREAD,
     )
 
 

@@ -1,12 +1,12 @@
 """A user's own reward: any Python function, differentiable or not."""
 
-import importlib
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from didr_jax.checks import named_function
 from didr_jax.rewards.base import Knob, RewardModel, RewardRecord
 from didr_jax.text.tokens import from_utf8, utf8
 from didr_jax.types import Array, InputError, PyTree, Weights
@@ -29,7 +29,7 @@ def load(
       InputError: no such module or function; a black box that is asked for its gradient or returns another number
         of scores.
     """
-    function = _resolve(path)
+    function = named_function(path, "custom reward")
     if differentiable:
         score = lambda params, images, tokens: function(images, tokens).astype(jnp.float32)
         tokenize = getattr(function, "tokenize", utf8)
@@ -46,7 +46,7 @@ def try_out(path: str, differentiable: bool, size: tuple[int, int], prompts: Seq
     Raises:
       InputError: it fails, or does not return one number per image.
     """
-    function, shape = _resolve(path), (len(prompts), *size, 3)
+    function, shape = named_function(path, "custom reward"), (len(prompts), *size, 3)
     try:
         if differentiable:
             tokens = getattr(function, "tokenize", utf8)(prompts)
@@ -61,21 +61,6 @@ def try_out(path: str, differentiable: bool, size: tuple[int, int], prompts: Seq
             f"config.rewards.custom: {path!r} returned shape {got} for {shape[0]} images; "
             f"it must return one number per image, shape {shape[:1]}"
         )
-
-
-def _resolve(path: str) -> Callable:
-    module, _, attribute = path.partition(":")
-    if not (module and attribute):
-        raise InputError(f"custom reward {path!r}: write it as 'module:function'")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except ImportError as e:
-        raise InputError(f"custom reward {path!r}: cannot import {module} ({e}); is its folder on PYTHONPATH?") from e
-    except AttributeError:
-        raise InputError(f"custom reward {path!r}: module {module} has no {attribute}") from None
-    if not callable(function):
-        raise InputError(f"custom reward {path!r}: {attribute} is not a function")
-    return function
 
 
 def black_box(

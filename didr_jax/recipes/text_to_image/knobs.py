@@ -58,6 +58,9 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.eval.num = 16  # the first so many of its prompts
     config.eval.batch_size = 4
     config.eval.columns = 4  # of the picture grids
+    config.eval.pictures = 0  # how many images the grids show; 0: all
+    # module:function (images uint8 [n, h, w, 3], prompts) -> {name: number}: figures of your own beside the rewards
+    config.eval.judge = ""
     config.eval.seed = 1234  # of the evaluation's noise
 
     config.sample = ml_collections.ConfigDict()

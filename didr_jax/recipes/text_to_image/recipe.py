@@ -5,7 +5,7 @@ import sys
 
 import jax
 
-from didr_jax.checks import require_choice
+from didr_jax.checks import named_function, require_choice
 from didr_jax.models.published import PIPELINES
 from didr_jax.models.remat import REMAT
 from didr_jax.objectives import OBJECTIVES
@@ -82,6 +82,8 @@ class TextToImage(Recipe):
             require_choice("compile.pipeline", config.compile.pipeline, PIPELINES)
         elif mode != "compile":
             _require_path("weights.base", config.weights.base)
+        if config.eval.judge:
+            named_function(config.eval.judge, "config.eval.judge =")
         self._check_pipeline(mode)
         if mode == "train":
             self._check_training()

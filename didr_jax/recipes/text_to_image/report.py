@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
+from didr_jax.checks import named_function
 from didr_jax.recipes.text_to_image.conditions import PromptTable
 from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.text.prompts import read_prompts
@@ -74,12 +75,18 @@ class PromptJudge:
         return drawn["image"], scores
 
     def grid(self, images: np.ndarray) -> np.ndarray:
-        """A picture of all images."""
-        return picture_grid(to_bytes(images), self._task.config.eval.columns)
+        """A picture of the first images."""
+        section = self._task.config.eval
+        return picture_grid(to_bytes(images[: section.pictures or None]), section.columns)
 
-
-def _means(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(np.nanmean(values)) if np.isfinite(values).any() else np.nan for name, values in scores.items()}
+    def figures(self, images: np.ndarray, scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """What `run` returned as numbers: the mean of every reward, and what `config.eval.judge` says of the images."""
+        path, known = self._task.config.eval.judge, np.isfinite
+        means = {name: float(np.nanmean(values)) if known(values).any() else np.nan for name, values in scores.items()}
+        if not path:
+            return means
+        said = named_function(path, "config.eval.judge =")(to_bytes(images), list(self.table.prompts))
+        return means | {name: float(value) for name, value in said.items()}
 
 
 def _judge(task: Task) -> PromptJudge:
@@ -105,7 +112,7 @@ def in_the_loop(task: Task) -> Callable:
 
     def verdict(products, frozen) -> Verdict:
         images, scores = judge().run(frozen, task.pair("generator", frozen, products["generator"]))
-        return Verdict(_means(scores), {"samples": judge().grid(images)})
+        return Verdict(judge().figures(images, scores), {"samples": judge().grid(images)})
 
     return verdict
 
@@ -114,7 +121,7 @@ def figures(task: Task, products: Products, run: Run) -> dict[str, float]:
     """Mean of every reward, trained and held out, on the evaluation prompts."""
     judge = _judge(task)
     frozen = run.load(judge.weights)
-    return _means(judge.run(frozen, trained(task, frozen, products, run))[1])
+    return judge.figures(*judge.run(frozen, trained(task, frozen, products, run)))
 
 
 def evaluate(task: Task, products: Products, run: Run) -> None:
@@ -127,7 +134,7 @@ def evaluate(task: Task, products: Products, run: Run) -> None:
         ("after", f"{steps}, {config.align.objective}", lambda: trained(task, frozen, products, run)),
     ):
         images, scores = judge.run(frozen, generator())
-        rows[label], pictures[file] = _means(scores), judge.grid(images)
+        rows[label], pictures[file] = judge.figures(images, scores), judge.grid(images)
     if is_first_process():
         write_summary(run.workdir, rows, run.log)
         for file, picture in pictures.items():

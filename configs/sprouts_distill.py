@@ -1,0 +1,28 @@
+"""The one-step generator of sprouts, distilled from the multi-step reference by the recipe of Z-Image, without a reward.
+
+    python run.py --config=configs/sprouts_distill.py --workdir=runs/sprouts_distill \
+        --config.weights.base=runs/sprouts_pipeline/export/pipeline
+
+then the same with --mode=export.  configs/sprouts.py begins with what came out.
+"""
+
+import ml_collections
+
+from didr_jax.config import game
+from didr_jax.recipes.sprouts.knobs import SHIPPED, small_zimage
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = small_zimage()
+    config.data.prompts = str(SHIPPED / "prompts" / "distill.txt")  # captions of all kinds
+
+    config.align = game(steps=800, lr=3e-4, batch_size=32)
+    config.align.objective = "dmd2"
+    config.align.ta_updates = 2
+    config.align.ta_weighting = "velocity"
+    config.align.ta_optimizer.lr = 1e-3
+    for part in (config.align.generator_optimizer, config.align.ta_optimizer):
+        part.decay = True
+
+    config.eval.every = 200
+    return config

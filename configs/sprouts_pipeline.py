@@ -1,0 +1,48 @@
+"""Sprouts, from nothing: every network of a small Z-Image pipeline, a CLIP, a reward and a judge, on drawn pictures.
+
+    pip install dicebear-core==10.7.0 dicebear-styles==10.6.0 resvg-py==0.5.0
+    python run.py --config=configs/sprouts_pipeline.py --workdir=runs/sprouts_pipeline
+    python run.py --config=configs/sprouts_pipeline.py --workdir=runs/sprouts_pipeline --mode=export
+
+About an hour on two CPU cores.  What came out is shipped in the package; configs/sprouts.py begins with that.
+"""
+
+import ml_collections
+
+from didr_jax.config import base, fit
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = base()
+    config.recipe = "sprouts"
+    config.stages = ("vae", "words", "clip", "preference", "judge", "reference")
+    config.unroll = True
+
+    config.data = ml_collections.ConfigDict()
+    config.data.cache = "~/.cache/didr_jax"  # where drawn pictures are kept
+    config.data.train = 12_000  # pictures
+    config.data.held_out = 2_000  # of other seeds: every stage is measured on them
+    config.data.judge = 8_000  # of others still, for the judge
+    config.data.pairs = 4_000  # pictures that are also drawn with another mouth
+
+    config.vae = fit(steps=3000, lr=2e-3, batch_size=8)
+    config.vae.kl = 3e-3  # weight of the divergence from the standard normal, per entry of a latent
+    config.words = fit(steps=600, lr=2e-3)
+    config.clip = fit(steps=1500, lr=1e-3)
+    config.preference = fit(steps=500, lr=3e-4, batch_size=64)
+    config.judge = fit(steps=1200, lr=2e-3, batch_size=64)
+    config.reference = fit(steps=5000, lr=1.5e-3, batch_size=32)
+    config.reference.condition_dropout = 0.1  # share of samples trained with the empty prompt, for guidance
+    for name in config.stages:
+        config[name].optimizer.decay = True
+        config[name].optimizer.warmup = 100
+        config[name].ema = 0.998
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.num = 1000  # held-out pictures, and captions that the reference draws
+    config.eval.seed = 1234
+    config.eval.reference_steps = 24  # solver steps of the reference
+
+    config.export = ml_collections.ConfigDict()
+    config.export.dtype = "float16"  # of the weights of --mode=export
+    return config

@@ -1,0 +1,44 @@
+"""The recipe `zimage` at the size of sprouts: what `configs/sprouts.py` and `configs/sprouts_distill.py` share."""
+
+from pathlib import Path
+
+import ml_collections
+
+from didr_jax.recipes.text_to_image.knobs import text_to_image
+
+SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "sprouts"  # what configs/sprouts_pipeline.py made
+
+
+def small_zimage() -> ml_collections.ConfigDict:
+    """The config without the generator, rewards and training numbers of `align`."""
+    config = text_to_image()
+    config.recipe = "zimage"
+    config.compile.pipeline = "zimage"
+    config.schedule.name = "rectified_flow"
+    config.schedule.shift = 1.0  # times are uniform
+
+    config.weights.base = str(SHIPPED / "pipeline")
+    config.data.prompts = str(SHIPPED / "prompts" / "align.txt")  # captions that do not name the mouth
+    config.data.max_length = 32  # tokens of a prompt, template included
+    config.data.encoder_dtype = "float32"
+    config.data.dtype = "float32"
+    config.data.batch_size = 256
+    config.image.height = config.image.width = 64
+
+    config.network.generator_steps = 1
+    config.network.dtype = config.network.frozen_dtype = "float32"
+    config.network.remat = config.network.vae_remat = config.rewards.remat = "none"
+    config.network.vae_attention = "xla"
+    config.lora.layers = (r"attention/to_(q|k|v|out)$",)
+
+    config.eval.prompts = str(SHIPPED / "prompts" / "eval.txt")  # one in eight names a pair that no training saw
+    config.eval.num = 512
+    config.eval.batch_size = 128
+    config.eval.pictures = 48
+    config.eval.columns = 12
+    config.eval.judge = "didr_jax.recipes.sprouts.judging:judge"
+
+    config.log.every = 5
+    config.checkpoint.every = 50
+    config.export.dtype = "float16"
+    return config

@@ -1,0 +1,239 @@
+"""A text-to-image pipeline of pictures with known parts, made from nothing: every network of `ZImagePipeline`, and judges.
+
+    vae         pictures <-> latents of 8 × 8 × 16
+    words       a language model of captions: the pipeline's text encoder
+    reference   the flow transformer on latents and captions: what an alignment is to keep
+    clip        pictures and captions in one space: held out, it measures whether a picture is what was asked for
+    preference  a reward that prefers cheerful faces, from exact counterfactual pairs: the same picture, another mouth
+    judge       a classifier of all parts on pictures that no other stage has seen: it only measures
+
+`--mode=export` writes them as folders that diffusers and transformers read, and that `configs/sprouts.py` aligns.
+The one-step generator is then distilled, and aligned, by the recipe `zimage` on that folder.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from didr_jax.diffusion import to_x0
+from didr_jax.models.blip import LinearHead
+from didr_jax.models.clip import TextTower, VisionTower
+from didr_jax.models.part_judge import PartJudge
+from didr_jax.models.qwen3 import Qwen3
+from didr_jax.models.vae import AutoencoderKL
+from didr_jax.models.zimage import ZImageTransformer
+from didr_jax.objectives import denoising_loss
+from didr_jax.recipes.sprouts import networks, parts, pipeline, report
+from didr_jax.recipes.sprouts.album import SIDE, Album, album, to_float
+from didr_jax.recipes.sprouts.data import LATENT, chat_tokens, clip_ids, encoded, rough, roughness
+from didr_jax.rewards.cosine import unit
+from didr_jax.rewards.preprocess import resize_and_crop
+from didr_jax.schedules import rectified_flow
+from didr_jax.training.parallel import held, made
+from didr_jax.training.recipe import Recipe
+from didr_jax.training.run import Products
+from didr_jax.training.stages import Stage, fit_stage
+from didr_jax.types import Array, PyTree, Weights
+
+SEEDS = {"train": 0, "held_out": 1, "judge": 2}  # of the albums
+
+
+class Sprouts(Recipe):
+    """The recipe of `configs/sprouts_pipeline.py`."""
+
+    free = ("eval", "export")
+
+    def __init__(self, config):
+        self.config = config
+        self.schedule = rectified_flow()
+        self.vae = AutoencoderKL(networks.vae_config())
+        text = networks.text_encoder_config()
+        self.language, self.encoder = Qwen3(text, hidden_state=-1), Qwen3(text, hidden_state=-2)
+        self.transformer = ZImageTransformer(networks.transformer_config())
+        vision, caption = networks.clip_configs()
+        self.vision, self.caption = VisionTower(vision), TextTower(caption)
+        self.judge_network = PartJudge(parts.SIZES)
+        self.stages = {
+            "vae": self.vae_stage,
+            "words": self.words,
+            "reference": self.reference,
+            "clip": self.clip,
+            "preference": self.preference,
+            "judge": self.judge,
+        }
+        self.modes = {
+            "eval": functools.partial(report.evaluate, self),
+            "export": functools.partial(pipeline.export, self),
+        }
+
+    def album(self, which: str) -> Album:
+        """Pictures that are drawn once and kept: "train", "held_out" or "judge"."""
+        data = self.config.data
+        return album(data.cache, data[which], SEEDS[which], min(data[which], data.pairs))
+
+    def fresh(self, init, salt: int) -> Weights:
+        key = jax.random.fold_in(jax.random.key(self.config.seed), salt)
+        return made(lambda: init(key))
+
+    # -------------------------------------------------------------------------------- functions
+
+    def text(self, language: PyTree, tokens: PyTree) -> dict[str, Array]:
+        """What the transformer is told: hidden states of the last layer but one."""
+        used = {
+            "embed_tokens": language["embed_tokens"],
+            "layers": jax.tree.map(lambda a: a[: self.encoder.depth], language["layers"]),
+        }
+        states = self.encoder.apply({"params": used}, tokens["ids"], tokens["mask"])
+        return {"caption": jnp.where(tokens["mask"][..., None], states, 0), "length": tokens["mask"].sum(1)}
+
+    def denoise(self, params: PyTree, x_t: Array, t: Array, text: PyTree) -> Array:
+        """x̂0 of the flow transformer."""
+        velocity = -self.transformer.apply({"params": params}, x_t, 1 - t, text["caption"], text["length"])
+        return to_x0("velocity", velocity, x_t, t, self.schedule)
+
+    def clip_embeddings(self, params: PyTree, images: Array, ids: Array) -> tuple[Array, Array]:
+        """Unit-length embeddings `[b, d]` of pictures in [-1, 1] and of captions."""
+        image = self.vision.apply({"params": params["vision"]}, resize_and_crop(images, SIDE))
+        return unit(image), unit(self.caption.apply({"params": params["text"]}, ids).embedding)
+
+    def prefer(self, params: PyTree, images: Array) -> Array:
+        """The reward `[b]`, as `rewards.aesthetic` computes it."""
+        embedding = self.vision.apply({"params": params["vision"]}, resize_and_crop(images, SIDE))
+        return LinearHead().apply({"params": params["head"]}, unit(embedding))
+
+    def words_loss(self, params: PyTree, tokens: PyTree) -> Array:
+        """Nats per token of captions in the chat template, `[b]`."""
+        ids, mask = tokens["ids"], tokens["mask"]
+        states = self.language.apply({"params": params}, ids, mask)
+        logits = states @ params["embed_tokens"]["embedding"].T  # tied
+        surprise = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:])
+        return jnp.sum(surprise * mask[:, 1:], 1) / jnp.sum(mask[:, 1:], 1)
+
+    # ----------------------------------------------------------------------------------- stages
+
+    def vae_stage(self, _products: Products) -> Stage:
+        weight = self.config.vae.kl
+
+        def loss(params, frozen, batch, noise):
+            images = batch["images"]
+            mean, logvar = self.vae.apply({"params": params}, images, method="encode")
+            raw = mean + jnp.exp(logvar / 2) * noise
+            error = jnp.mean(jnp.abs(self.vae.apply({"params": params}, raw, method="decode") - images), (1, 2, 3))
+            kl = jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar, (1, 2, 3)) / 2
+            return error + weight * kl, {"error": error, "kl": kl}
+
+        def images(rng, n):
+            pictures = self.album("train").images
+            return {"images": to_float(pictures[rng.integers(len(pictures), size=n)])}
+
+        start = self.fresh(lambda key: self.vae.init(key, jnp.zeros((1, SIDE, SIDE, 3)))["params"], 0)
+        draw = lambda key, n: jax.random.normal(key, (n, *LATENT))
+        return fit_stage("vae", self.config, start=start, loss=loss, data=images, draw=draw)
+
+    def words(self, _products: Products) -> Stage:
+        loss = lambda params, frozen, batch, noise: (self.words_loss(params, batch), {})
+
+        def captions(rng, n):
+            drawn = parts.draw_parts(rng, n)
+            return chat_tokens(parts.captions(drawn, parts.draw_named(rng, n)))
+
+        tokens = jnp.zeros((1, networks.TOKENS), int)
+        start = self.fresh(lambda key: self.language.init(key, tokens, tokens)["params"], 1)
+        return fit_stage("words", self.config, start=start, loss=loss, data=captions)
+
+    def reference(self, products: Products) -> Stage:
+        section, vae = self.config.reference, products["vae"]["params"]
+        latents = functools.cache(lambda: encoded(self.vae, vae.load(), self.album("train").images).latents)
+
+        def noise(key, n):
+            time_key, noise_key = jax.random.split(key)
+            t = jax.random.uniform(time_key, (n,), minval=0.001, maxval=0.999)
+            return {"t": t, "eps": jax.random.normal(noise_key, (n, *LATENT))}
+
+        def loss(params, frozen, batch, noise):
+            text = self.text(frozen["words"], batch["tokens"])
+            denoiser = lambda x_t, t: self.denoise(params, x_t, t, text)
+            return denoising_loss(denoiser, self.schedule, batch["x0"], noise["eps"], noise["t"], "velocity"), {}
+
+        def captioned(rng, n):
+            drawn = self.album("train").parts
+            which = rng.integers(len(drawn), size=n)
+            silent = rng.random(n) < section.condition_dropout
+            sentences = parts.captions(drawn[which], parts.draw_named(rng, n))
+            sentences = ["" if empty else sentence for empty, sentence in zip(silent, sentences, strict=True)]
+            return {"x0": latents()[which], "tokens": chat_tokens(sentences)}
+
+        def init(key):
+            text = jnp.zeros((1, networks.TOKENS, self.encoder.config.hidden_size))
+            return self.transformer.init(key, jnp.zeros((1, *LATENT)), jnp.zeros(1), text, jnp.ones(1, int))["params"]
+
+        frozen = {"words": products["words"]["params"]}
+        return fit_stage(
+            "reference", self.config, start=self.fresh(init, 2), loss=loss, data=captioned, draw=noise, frozen=frozen
+        )
+
+    def clip(self, _products: Products) -> Stage:
+        def loss(params, frozen, batch, noise):
+            images, texts = self.clip_embeddings(params, rough(batch["images"], noise), batch["ids"])
+            logits = jnp.exp(params["logit_scale"]) * images @ texts.T
+            own = jnp.arange(len(logits))
+            either = optax.softmax_cross_entropy_with_integer_labels
+            found = jnp.argmax(logits, 1) == own
+            return (either(logits, own) + either(logits.T, own)) / 2, {"found": found}
+
+        def pairs(rng, n):
+            pictures = self.album("train")
+            which = rng.integers(len(pictures.parts), size=n)
+            sentences = parts.captions(pictures.parts[which], parts.draw_named(rng, n))
+            return {"images": to_float(pictures.images[which]), "ids": clip_ids(sentences)}
+
+        def init(key):
+            pixels, ids = jnp.zeros((1, SIDE, SIDE, 3)), jnp.zeros((1, networks.TOKENS), int)
+            return {
+                "vision": self.vision.init(key, pixels)["params"],
+                "text": self.caption.init(key, ids)["params"],
+                "logit_scale": jnp.asarray(np.log(1 / 0.07), jnp.float32),
+            }
+
+        return fit_stage("clip", self.config, start=self.fresh(init, 3), loss=loss, data=pairs, draw=roughness)
+
+    def preference(self, products: Products) -> Stage:
+        clip = products["clip"]["params"]
+        head = self.fresh(lambda key: LinearHead().init(key, jnp.zeros((1, networks.EMBED)))["params"], 4)
+
+        def fill(shapes, places):
+            begin = {"vision": clip.load()["vision"], "head": head.load()}
+            return held(begin).load(places)
+
+        def loss(params, frozen, batch, noise):
+            a, b = (self.prefer(params, rough(batch[which], noise)) for which in ("images", "other_images"))
+            return (a - b - batch["better"]) ** 2, {"agreement": (a > b) == (batch["better"] > 0)}
+
+        def pairs(rng, n):
+            pictures = self.album("train")
+            gain = parts.cheerful(pictures.parts[: len(pictures.other_parts)]) * 1.0 - parts.cheerful(pictures.other_parts)
+            which = rng.choice(np.flatnonzero(gain), size=n)
+            images, others = to_float(pictures.images[which]), to_float(pictures.other_images[which])
+            return {"images": images, "other_images": others, "better": gain[which].astype(np.float32)}
+
+        start = Weights({"vision": clip.shapes["vision"], "head": head.shapes}, fill)
+        return fit_stage("preference", self.config, start=start, loss=loss, data=pairs, draw=roughness)
+
+    def judge(self, _products: Products) -> Stage:
+        def loss(params, frozen, batch, noise):
+            logits, _ = self.judge_network.apply({"params": params}, rough(batch["images"], noise))
+            pairs = [(logits[part], batch["parts"][:, i]) for i, part in enumerate(parts.PARTS)]
+            surprise = [optax.softmax_cross_entropy_with_integer_labels(guess, true) for guess, true in pairs]
+            right = [jnp.argmax(guess, -1) == true for guess, true in pairs]
+            return sum(surprise), {"accuracy": jnp.mean(jnp.stack(right), 0)}
+
+        def labelled(rng, n):
+            pictures = self.album("judge")
+            which = rng.integers(len(pictures.parts), size=n)
+            return {"images": to_float(pictures.images[which]), "parts": pictures.parts[which]}
+
+        start = self.fresh(lambda key: self.judge_network.init(key, jnp.zeros((1, SIDE, SIDE, 3)))["params"], 5)
+        return fit_stage("judge", self.config, start=start, loss=loss, data=labelled, draw=roughness)

@@ -1,0 +1,134 @@
+"""How each network of the pipeline is measured: on pictures and captions that its training never saw."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from didr_jax.diffusion import add_noise
+from didr_jax.recipes.sprouts import judging, parts
+from didr_jax.recipes.sprouts.album import to_float
+from didr_jax.recipes.sprouts.data import LATENT, Encoded, chat_tokens, clip_ids, encoded
+from didr_jax.recipes.sprouts.pipeline import NEW, prompts
+from didr_jax.sampling import denoise
+from didr_jax.training.evaluation import over_rows
+from didr_jax.training.reports import curves, picture_grid, save_picture, write_summary
+from didr_jax.training.run import Products, Run
+from didr_jax.training.startup import is_first_process
+from didr_jax.types import PyTree
+
+SIZE = 256  # rows at a time
+RIVALS = 100  # captions among which CLIP is to find a picture's own
+
+
+def evaluate(recipe, products: Products, run: Run) -> None:
+    """summary.json, a row a network; reconstructions.png and reference.png; curves."""
+    done = [stage for stage in recipe.stages if stage in products]
+    params = {stage: run.load({"params": products[stage]["params"]})["params"] for stage in done}
+    album, rng = recipe.album("held_out"), np.random.default_rng(recipe.config.eval.seed)
+    held_out = album._replace(images=album.images[: recipe.config.eval.num], parts=album.parts[: recipe.config.eval.num])
+    rows, pictures = {}, {}
+    if "vae" in params:
+        scale = encoded(recipe.vae, params["vae"], recipe.album("train").images[:2048])
+        raw = over_rows(jax.jit(lambda p, x: recipe.vae.apply({"params": p}, to_float(x), method="encode")[0]),
+                        params["vae"], held_out.images, SIZE)  # fmt: skip
+        again = _decode(recipe, params["vae"], raw)
+        rows["vae"] = _likeness(held_out.images, again)
+        pairs = np.stack([held_out.images[:24], again[:24]], 1).reshape(48, *again.shape[1:])
+        pictures["reconstructions"] = picture_grid(pairs, 12)
+    if "words" in params:
+        rows["words"] = {"loss": _surprise(recipe, params["words"], held_out.parts, rng)}
+    if "clip" in params:
+        rows["clip"] = {"found": _found(recipe, params["clip"], held_out)}
+    if "preference" in params:
+        rows["preference"] = _agreement(recipe, params["preference"], album)
+    if "judge" in params:
+        found, features = judging.seen(params["judge"], held_out.images)
+        rows["judge"] = {"read": float(np.mean(found == held_out.parts))}
+        if "vae" in params:
+            rows["vae"]["read"] = float(np.mean(judging.seen(params["judge"], again)[0] == held_out.parts))
+    if {"vae", "words", "reference"} <= params.keys():
+        latents = (raw - scale.shift) * scale.scale
+        rows["reference"] = {"loss": _velocity_loss(recipe, params, latents, held_out.parts, rng)}
+        captions = prompts(recipe.config.eval.num, recipe.config.eval.seed, new=NEW)
+        images = reference_images(recipe, params, captions, scale)
+        pictures["reference"] = picture_grid(images[:48], 12)
+        if "judge" in params:
+            everything = judging.seen(params["judge"], album.images)[1], parts.cheerful(album.parts)
+            groups = {kind: _gaussian(everything[0][everything[1] == kind]) for kind in (True, False)}
+            rows["reference"] |= judging.verdict(*judging.seen(params["judge"], images), captions, groups)
+            rows["judge"]["sampling_error"] = judging.sampling_error(captions)
+    if is_first_process():
+        write_summary(run.workdir, rows, run.log)
+        for name, picture in pictures.items():
+            save_picture(run.path(f"{name}.png"), picture)
+        curves(run.workdir)
+
+
+def reference_images(recipe, params: PyTree, captions: list[str], scale: Encoded) -> np.ndarray:
+    """Pictures of the multi-step reference, uint8 `[n, 64, 64, 3]`."""
+    section = recipe.config.eval
+
+    def draw(params, rows):
+        text = recipe.text(params["words"], rows["tokens"])
+        denoiser = lambda x_t, t: recipe.denoise(params["reference"], x_t, t, text)
+        t = jnp.full(len(rows["z"]), 0.999)
+        return denoise(denoiser, recipe.schedule, rows["z"], t, num_steps=section.reference_steps, remat=False)
+
+    z = np.asarray(jax.random.normal(jax.random.key(section.seed), (len(captions), *LATENT)))
+    latents = over_rows(jax.jit(draw), params, {"z": z, "tokens": chat_tokens(captions)}, SIZE)
+    return _decode(recipe, params["vae"], latents / scale.scale + scale.shift)
+
+
+def _gaussian(features: np.ndarray) -> judging.Gaussian:
+    return features.mean(0), np.cov(features.T)
+
+
+def _decode(recipe, vae: PyTree, raw: np.ndarray) -> np.ndarray:
+    decode = jax.jit(lambda p, z: recipe.vae.apply({"params": p}, z, method="decode"))
+    return np.round((np.clip(over_rows(decode, vae, raw, SIZE), -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def _likeness(images: np.ndarray, again: np.ndarray) -> dict[str, float]:
+    error = images.astype(np.float64) - again
+    return {"psnr": float(10 * np.log10(255**2 / np.mean(error**2)))}
+
+
+def _surprise(recipe, params: PyTree, drawn: np.ndarray, rng: np.random.Generator) -> float:
+    loss = recipe.words_loss(params, chat_tokens(parts.captions(drawn, parts.draw_named(rng, len(drawn)))))
+    return float(np.mean(loss))
+
+
+def _found(recipe, params: PyTree, pictures) -> float:
+    """How often a picture's whole caption is nearer to it than those of `RIVALS` − 1 others."""
+    ids = clip_ids(parts.captions(pictures.parts, np.ones(pictures.parts.shape, bool)))
+    embed = jax.jit(lambda p, rows: recipe.clip_embeddings(p, to_float(rows["images"]), rows["ids"]))
+    images, texts = over_rows(embed, params, {"images": pictures.images, "ids": ids}, SIZE)
+    near = images @ texts.T
+    block = np.arange(len(near)) // RIVALS
+    near = np.where(block[:, None] == block[None], near, -np.inf)
+    return float(np.mean(near.argmax(1) == np.arange(len(near))))
+
+
+def _agreement(recipe, params: PyTree, album) -> dict[str, float]:
+    prefer = jax.jit(lambda p, images: recipe.prefer(p, to_float(images)))
+    n = len(album.other_parts)
+    a, b = (over_rows(prefer, params, images, SIZE) for images in (album.images[:n], album.other_images))
+    gain = parts.cheerful(album.parts[:n]) * 1.0 - parts.cheerful(album.other_parts)
+    return {"agreement": float(np.mean(((a > b) == (gain > 0))[gain != 0])), "rms": float(np.sqrt(np.mean((a - b - gain) ** 2)))}
+
+
+def _velocity_loss(recipe, params: PyTree, latents: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> float:
+    n = len(latents)
+    rows = {
+        "x0": latents.astype(np.float32),
+        "eps": rng.standard_normal(latents.shape).astype(np.float32),
+        "t": ((rng.permutation(n) + 0.5) / n).astype(np.float32),
+        "tokens": chat_tokens(parts.captions(drawn, parts.draw_named(rng, n))),
+    }
+
+    def loss(params, rows):
+        x_t = add_noise(recipe.schedule, rows["x0"], rows["eps"], rows["t"])
+        x0 = recipe.denoise(params["reference"], x_t, rows["t"], recipe.text(params["words"], rows["tokens"]))
+        return jnp.mean((x0 - rows["x0"]) ** 2, (1, 2, 3)) / rows["t"] ** 2
+
+    return float(np.mean(over_rows(jax.jit(loss), params, rows, SIZE)))
