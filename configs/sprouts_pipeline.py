@@ -20,14 +20,15 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.cache = "~/.cache/didr_jax"  # where drawn pictures are kept
-    config.data.train = 12_000  # pictures
-    config.data.held_out = 2_000  # of other seeds: every stage is measured on them
-    config.data.judge = 8_000  # of others still, for the judge
-    config.data.pairs = 4_000  # pictures that are also drawn with another mouth
+    config.data.train = 10_000  # pictures
+    config.data.held_out = 1_500  # of another seed: every network is measured on them
+    config.data.judge = 6_000  # of another still, for the judge
+    config.data.pairs = 3_000  # pictures, of those to train on, that are also drawn with another mouth
 
     config.vae = fit(steps=3000, lr=2e-3, batch_size=8)
-    config.vae.kl = 3e-3  # weight of the divergence from the standard normal, per entry of a latent
-    config.words = fit(steps=600, lr=2e-3)
+    config.vae.kl = 3e-4  # weight of the divergence from the standard normal, per entry of a latent
+    config.vae.contrast = 8.0  # how much more an error weighs where the picture has lines
+    config.words = fit(steps=400, lr=3e-3)
     config.clip = fit(steps=1500, lr=1e-3)
     config.preference = fit(steps=500, lr=3e-4, batch_size=64)
     config.judge = fit(steps=1200, lr=2e-3, batch_size=64)

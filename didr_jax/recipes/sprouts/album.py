@@ -10,6 +10,8 @@ import importlib.resources
 import io
 import json
 import os
+import zipfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +27,9 @@ ZOOM = 70  # pixels that the whole artwork, with its empty margins, would have; 
 OPTION = {"colour": "potColor", "leaf": "plantColor", "ground": "backgroundColor"}  # the others are PARTVariant
 # What the law leaves out, the same in every picture.
 FIXED = {"seed": "sprouts", "patternProbability": 0, "cheeksProbability": 0, "bloomColor": ["#fda4af"]}
+
+# Faces that 64 pixels can show: {part: factor about its centre, and percent of its height that it moves down}.
+LARGER = {"mouth": (1.8, 12), "eyes": (1.2, -18)}
 
 
 class Album(NamedTuple):
@@ -49,7 +54,11 @@ def _style():
     from dicebear import Style
 
     text = (importlib.resources.files("dicebear_styles") / "sprouts.json").read_text(encoding="utf-8")
-    return Style(json.loads(text))
+    definition = json.loads(text)
+    for part, (scale, down) in LARGER.items():
+        exactly = lambda value: {"min": value, "max": value}
+        definition["components"][part] |= {"scale": exactly(scale), "translate": {"y": exactly(down)}}
+    return Style(definition)
 
 
 def draw(parts: np.ndarray) -> np.ndarray:
@@ -89,7 +98,7 @@ def album(folder: str, n: int, seed: int, pairs: int = 0) -> Album:
     try:
         with np.load(path, allow_pickle=False) as held:
             return Album(*(held[name] for name in Album._fields))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({error}); remove it, and it is drawn again") from None
 
 

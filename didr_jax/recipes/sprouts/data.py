@@ -36,11 +36,15 @@ def roughness(key: jax.Array, n: int) -> dict[str, Array]:
     }
 
 
+def blurred(images: Array) -> Array:
+    """Means over 3 × 3 pixels, grey beyond the border."""
+    return jax.lax.reduce_window(images, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME") / 9
+
+
 def rough(images: Array, how: dict[str, Array]) -> Array:
     """Pictures blurred and speckled, half of them each, as a generator in training makes them: judges shall not mind."""
     wide = lambda a: a[:, None, None, None]
-    blurred = jax.lax.reduce_window(images, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME") / 9
-    mixed = images + wide(how["blur"]) * (blurred - images)
+    mixed = images + wide(how["blur"]) * (blurred(images) - images)
     return mixed + wide(how["speck"]) * how["noise"]
 
 

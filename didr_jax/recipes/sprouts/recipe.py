@@ -28,7 +28,7 @@ from didr_jax.models.zimage import ZImageTransformer
 from didr_jax.objectives import denoising_loss
 from didr_jax.recipes.sprouts import networks, parts, pipeline, report
 from didr_jax.recipes.sprouts.album import SIDE, Album, album, to_float
-from didr_jax.recipes.sprouts.data import LATENT, chat_tokens, clip_ids, encoded, rough, roughness
+from didr_jax.recipes.sprouts.data import LATENT, blurred, chat_tokens, clip_ids, encoded, rough, roughness
 from didr_jax.rewards.cosine import unit
 from didr_jax.rewards.preprocess import resize_and_crop
 from didr_jax.schedules import rectified_flow
@@ -72,7 +72,8 @@ class Sprouts(Recipe):
     def album(self, which: str) -> Album:
         """Pictures that are drawn once and kept: "train", "held_out" or "judge"."""
         data = self.config.data
-        return album(data.cache, data[which], SEEDS[which], min(data[which], data.pairs))
+        pairs = {"train": data.pairs, "held_out": data.pairs // 8, "judge": 0}[which]
+        return album(data.cache, data[which], SEEDS[which], min(data[which], pairs))
 
     def fresh(self, init, salt: int) -> Weights:
         key = jax.random.fold_in(jax.random.key(self.config.seed), salt)
@@ -115,15 +116,17 @@ class Sprouts(Recipe):
     # ----------------------------------------------------------------------------------- stages
 
     def vae_stage(self, _products: Products) -> Stage:
-        weight = self.config.vae.kl
+        section = self.config.vae
 
         def loss(params, frozen, batch, noise):
             images = batch["images"]
             mean, logvar = self.vae.apply({"params": params}, images, method="encode")
             raw = mean + jnp.exp(logvar / 2) * noise
-            error = jnp.mean(jnp.abs(self.vae.apply({"params": params}, raw, method="decode") - images), (1, 2, 3))
+            weight = 1 + section.contrast * jnp.mean(jnp.abs(images - blurred(images)), -1, keepdims=True)
+            off = jnp.abs(self.vae.apply({"params": params}, raw, method="decode") - images)
+            error = jnp.mean(weight * off, (1, 2, 3)) / jnp.mean(weight, (1, 2, 3))
             kl = jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar, (1, 2, 3)) / 2
-            return error + weight * kl, {"error": error, "kl": kl}
+            return error + section.kl * kl, {"error": error, "kl": kl}
 
         def images(rng, n):
             pictures = self.album("train").images
