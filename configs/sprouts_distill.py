@@ -1,9 +1,10 @@
 """The one-step generator of sprouts, distilled from the multi-step reference by the recipe of Z-Image, without a reward.
 
     python run.py --config=configs/sprouts_distill.py --workdir=runs/sprouts_distill \
-        --config.weights.base=runs/sprouts_pipeline/export/pipeline
+        --config.weights.base=runs/sprouts_pipeline/export/pipeline \
+        --config.weights.generator=runs/sprouts_pipeline/export/generator
 
-then the same with --mode=export.  configs/sprouts.py begins with what came out.
+then the same with --mode=export; what lies in its export/ is the shipped `generator/`.  configs/sprouts.py begins with what came out.
 """
 
 import ml_collections

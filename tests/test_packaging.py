@@ -19,7 +19,7 @@ import didr_jax
 from tests.tiny_runs import TINY
 
 REPO = Path(__file__).resolve().parent.parent
-OPTIONAL = {"torch", "pyarrow", "wandb", "trackio"}  # asked for with a line that says how to install them
+OPTIONAL = {"torch", "pyarrow", "wandb", "trackio", "dicebear", "resvg_py"}  # asked for with a line that says how to install them
 PARTS = {"jaxlib": "jax"}  # what another distribution always brings along
 
 
@@ -53,9 +53,10 @@ def described(wheel: Path, name: str) -> str:
         return archive.read(f"didr_jax-{didr_jax.__version__}.dist-info/{name}").decode()
 
 
-def test_the_wheel_holds_every_module_and_every_recipe_file_and_nothing_else(wheel):
+def test_the_wheel_holds_every_module_recipe_file_and_asset_and_nothing_else(wheel):
     wanted = {str(file.relative_to(REPO)) for file in (REPO / "didr_jax").rglob("*.py")}
     wanted |= {f"didr_jax/configs/{file.name}" for file in (REPO / "configs").glob("*.py")}
+    wanted |= {str(file.relative_to(REPO)) for file in (REPO / "didr_jax" / "assets").rglob("*") if file.is_file()}
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == wanted
 

@@ -96,9 +96,18 @@ def test_a_run_is_logged_and_judged(trained, bench):
         assert line["reward"] == pytest.approx(sum(weights[name] * r for name, r in terms.items()), rel=1e-5)
     summary = json.loads((trained[0] / "summary.json").read_text())
     assert list(summary) == ["one step, initial", "one step, didr"]
-    assert all(set(row) == {"reward", *models} for row in summary.values())
+    assert all(set(row) == {"reward", *models, "brightness", "letters"} for row in summary.values())
+    assert all(row["letters"] == sum(map(len, bench.row.tiny.PROMPTS[:3])) for row in summary.values())
+    shown = picture_of(trained[0] / "after.png", 3, bench.row.tiny)
+    assert summary["one step, didr"]["brightness"] == pytest.approx(shown.mean(), rel=1e-6)
     assert (trained[0] / "before.png").read_bytes() != (trained[0] / "after.png").read_bytes()
     assert (trained[0] / "curves_align.png").is_file()
+
+
+def picture_of(path, n, tiny):
+    """The n images of a grid of one row, gaps of two pixels between them."""
+    grid = np.asarray(Image.open(path))
+    return np.stack([grid[:, i * (tiny.WIDTH + 2) :][:, : tiny.WIDTH] for i in range(n)])
 
 
 def test_evaluators_judge_the_run_while_it_trains(trained, bench):
@@ -431,6 +440,8 @@ def test_a_part_whose_weights_do_not_fit_is_refused_before_prompts_are_embedded(
         ({"data.prompts": ""}, ["config.data.prompts is empty"]),
         ({"data.prompts": "/nowhere.txt"}, ["cannot read /nowhere.txt"]),
         ({"eval.prompts": "/nowhere.txt"}, ["cannot read /nowhere.txt"]),
+        ({"eval.judge": "nowhere:told"}, ["config.eval.judge = 'nowhere:told'", "cannot import nowhere"]),
+        ({"eval.judge": "didr_jax.types"}, ["config.eval.judge", "module:function"]),
         ({"image.width": 0}, ["config.image.width = 0"]),
         ({"network.ta": "half"}, ["config.network.ta", "full, lora"]),
         ({"network.attention": "flash"}, ["config.network.attention", "xla"]),

@@ -105,7 +105,7 @@ def settings(root):
         "network.frozen_dtype": "float32", "network.remat": "none", "network.vae_remat": "none", "rewards.remat": "none",
         "align.steps": 3, "align.batch_size": 2, "align.ta_updates": 1, "align.generator_optimizer.lr": 1e-3,
         "align.generator_optimizer.warmup": 1, "align.ta_optimizer.lr": 1e-3, "align.ta_optimizer.warmup": 1,
-        "checkpoint.every": 2, "log.every": 1, "eval.every": 2, "eval.num": 3, "eval.batch_size": 2, "export.dtype": "float32",
+        "checkpoint.every": 2, "log.every": 1, "eval.every": 2, "eval.num": 3, "eval.judge": "tests.text_to_image.runs:told", "eval.batch_size": 2, "export.dtype": "float32",
     }  # fmt: skip
 
 

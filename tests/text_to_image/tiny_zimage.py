@@ -59,7 +59,7 @@ def settings(root):
         "network.remat": "none", "network.vae_remat": "none", "lora.rank": 2, "lora.alpha": 4.0,
         "align.steps": 3, "align.batch_size": 2, "align.ta_updates": 1, "align.generator_optimizer.lr": 1e-2,
         "align.generator_optimizer.warmup": 1, "align.ta_optimizer.lr": 1e-2, "align.ta_optimizer.warmup": 1,
-        "align.ema": 0.5, "checkpoint.every": 2, "log.every": 1, "eval.every": 2, "eval.num": 3, "eval.batch_size": 3,
+        "align.ema": 0.5, "checkpoint.every": 2, "log.every": 1, "eval.every": 2, "eval.num": 3, "eval.judge": "tests.text_to_image.runs:told", "eval.batch_size": 3,
         "export.dtype": "float32",
     }  # fmt: skip
 

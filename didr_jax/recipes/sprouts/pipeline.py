@@ -38,7 +38,7 @@ PROMPTS = {
 
 
 def export(recipe, products: Products, run: Run) -> None:
-    """workdir/export: pipeline/, clip/, preference/, judge/ and prompts/, weights in `config.export.dtype`."""
+    """workdir/export: pipeline/, generator/, clip/, preference/, judge/ and prompts/, weights in `config.export.dtype`."""
     params = {stage: to_host(run.load({"params": products[stage]["params"]})["params"]) for stage in recipe.stages}
     latents = encoded(recipe.vae, params["vae"], recipe.album("train").images[:2048])
     pictures = recipe.album("held_out")
@@ -58,6 +58,8 @@ def export(recipe, products: Products, run: Run) -> None:
     write("pipeline", "text_encoder").network(params["words"], table, networks.TEXT_ENCODER)
     table = zimage_table(recipe.transformer.config)
     write("pipeline", "transformer").network(params["reference"], table, networks.TRANSFORMER, DIFFUSERS)
+    write("generator", "transformer").network(params["one_step"], table, networks.TRANSFORMER, DIFFUSERS)
+    write_json(os.path.join(folder, "generator", "scheduler", "scheduler_config.json"), networks.SCHEDULER)
 
     clip, preference = params["clip"], params["preference"]
     write("clip").network(clip, HF, networks.clip_json())

@@ -6,9 +6,11 @@
     clip        pictures and captions in one space: held out, it measures whether a picture is what was asked for
     preference  a reward that prefers cheerful faces, from exact counterfactual pairs: the same picture, another mouth
     judge       a classifier of all parts on pictures that no other stage has seen: it only measures
+    one_step    the transformer again, taught by regression to go from noise to where the reference's flow ends
 
 `--mode=export` writes them as folders that diffusers and transformers read, and that `configs/sprouts.py` aligns.
-The one-step generator is then distilled, and aligned, by the recipe `zimage` on that folder.
+From pure noise the reference answers with the mean of all pictures, whatever the noise; `one_step` is a start that listens
+to it.  The one-step generator is then distilled from it, and aligned, by the recipe `zimage` on that folder.
 """
 
 import functools
@@ -31,7 +33,9 @@ from didr_jax.recipes.sprouts.album import SIDE, Album, album, to_float
 from didr_jax.recipes.sprouts.data import LATENT, blurred, chat_tokens, clip_ids, encoded, rough, roughness
 from didr_jax.rewards.cosine import unit
 from didr_jax.rewards.preprocess import resize_and_crop
+from didr_jax.sampling import denoise
 from didr_jax.schedules import rectified_flow
+from didr_jax.training.evaluation import over_rows
 from didr_jax.training.parallel import held, made
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Products
@@ -63,6 +67,7 @@ class Sprouts(Recipe):
             "clip": self.clip,
             "preference": self.preference,
             "judge": self.judge,
+            "one_step": self.one_step,
         }
         self.modes = {
             "eval": functools.partial(report.evaluate, self),
@@ -94,6 +99,12 @@ class Sprouts(Recipe):
         """x̂0 of the flow transformer."""
         velocity = -self.transformer.apply({"params": params}, x_t, 1 - t, text["caption"], text["length"])
         return to_x0("velocity", velocity, x_t, t, self.schedule)
+
+    def many_steps(self, params: PyTree, rows: PyTree, *, steps: int) -> Array:
+        """Latents of the reference by so many deterministic steps from noise `rows["z"]`, for `rows["tokens"]`."""
+        text = self.text(params["words"], rows["tokens"])
+        denoiser = lambda x_t, t: self.denoise(params["reference"], x_t, t, text)
+        return denoise(denoiser, self.schedule, rows["z"], jnp.full(len(rows["z"]), 0.999), num_steps=steps, remat=False)
 
     def clip_embeddings(self, params: PyTree, images: Array, ids: Array) -> tuple[Array, Array]:
         """Unit-length embeddings `[b, d]` of pictures in [-1, 1] and of captions."""
@@ -240,3 +251,28 @@ class Sprouts(Recipe):
 
         start = self.fresh(lambda key: self.judge_network.init(key, jnp.zeros((1, SIDE, SIDE, 3)))["params"], 5)
         return fit_stage("judge", self.config, start=start, loss=loss, data=labelled, draw=roughness)
+
+    def one_step(self, products: Products) -> Stage:
+        section, reference, words = self.config.one_step, products["reference"]["params"], products["words"]["params"]
+
+        @functools.cache
+        def pairs():
+            """Noise, captions, and where the flow from one under the other ends."""
+            rng = np.random.default_rng([self.config.seed, *b"one_step"])
+            drawn = parts.draw_parts(rng, section.pairs)
+            tokens = chat_tokens(parts.captions(drawn, parts.draw_named(rng, section.pairs)))
+            rows = {"z": rng.standard_normal((section.pairs, *LATENT), np.float32), "tokens": tokens}
+            params = {"reference": reference.load(), "words": words.load()}
+            flow = jax.jit(functools.partial(self.many_steps, steps=section.solver_steps))
+            return rows | {"x0": over_rows(flow, params, rows, 256)}
+
+        def loss(params, frozen, batch, noise):
+            text = self.text(frozen["words"], batch["tokens"])
+            x0 = self.denoise(params, batch["z"], jnp.ones(len(batch["z"])), text)
+            return jnp.mean((x0 - batch["x0"]) ** 2, (1, 2, 3)), {}
+
+        def batch(rng, n):
+            which = rng.integers(section.pairs, size=n)
+            return jax.tree.map(lambda column: column[which], pairs())
+
+        return fit_stage("one_step", self.config, start=reference, loss=loss, data=batch, frozen={"words": words})

@@ -1,5 +1,7 @@
 """How each network of the pipeline is measured: on pictures and captions that its training never saw."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,6 @@ from didr_jax.recipes.sprouts import judging, parts
 from didr_jax.recipes.sprouts.album import to_float
 from didr_jax.recipes.sprouts.data import LATENT, Encoded, chat_tokens, clip_ids, encoded
 from didr_jax.recipes.sprouts.pipeline import NEW, prompts
-from didr_jax.sampling import denoise
 from didr_jax.training.evaluation import over_rows
 from didr_jax.training.reports import curves, picture_grid, save_picture, write_summary
 from didr_jax.training.run import Products, Run
@@ -67,15 +68,10 @@ def evaluate(recipe, products: Products, run: Run) -> None:
 def reference_images(recipe, params: PyTree, captions: list[str], scale: Encoded) -> np.ndarray:
     """Pictures of the multi-step reference, uint8 `[n, 64, 64, 3]`."""
     section = recipe.config.eval
-
-    def draw(params, rows):
-        text = recipe.text(params["words"], rows["tokens"])
-        denoiser = lambda x_t, t: recipe.denoise(params["reference"], x_t, t, text)
-        t = jnp.full(len(rows["z"]), 0.999)
-        return denoise(denoiser, recipe.schedule, rows["z"], t, num_steps=section.reference_steps, remat=False)
-
+    flow = jax.jit(functools.partial(recipe.many_steps, steps=section.reference_steps))
     z = np.asarray(jax.random.normal(jax.random.key(section.seed), (len(captions), *LATENT)))
-    latents = over_rows(jax.jit(draw), params, {"z": z, "tokens": chat_tokens(captions)}, SIZE)
+    params = {name: params[name] for name in ("words", "reference", "vae")}
+    latents = over_rows(flow, params, {"z": z, "tokens": chat_tokens(captions)}, SIZE)
     return _decode(recipe, params["vae"], latents / scale.scale + scale.shift)
 
 
