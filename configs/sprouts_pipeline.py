@@ -15,7 +15,7 @@ from didr_jax.config import base, fit
 def get_config() -> ml_collections.ConfigDict:
     config = base()
     config.recipe = "sprouts"
-    config.stages = ("vae", "words", "clip", "preference", "judge", "reference", "one_step")
+    config.stages = ("vae", "words", "judge", "reference", "clip", "preference", "one_step")
     config.unroll = True
 
     config.data = ml_collections.ConfigDict()
@@ -28,15 +28,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.vae = fit(steps=3000, lr=2e-3, batch_size=8)
     config.vae.kl = 3e-4  # weight of the divergence from the standard normal, per entry of a latent
     config.vae.contrast = 8.0  # how much more an error weighs where the picture has lines
-    config.words = fit(steps=400, lr=3e-3)
-    config.clip = fit(steps=800, lr=1e-3)
-    config.preference = fit(steps=400, lr=3e-4, batch_size=64)
-    config.judge = fit(steps=900, lr=2e-3, batch_size=64)
-    config.reference = fit(steps=4500, lr=1.5e-3, batch_size=32)
+    config.words = fit(steps=400, lr=3e-3, batch_size=64)
+    config.clip = fit(steps=500, lr=1e-3, batch_size=64)
+    config.preference = fit(steps=300, lr=3e-4, batch_size=64)
+    config.judge = fit(steps=700, lr=2e-3, batch_size=64)
+    config.reference = fit(steps=2400, lr=1e-3, batch_size=32)
     config.reference.condition_dropout = 0.1  # share of samples trained with the empty prompt, for guidance
-    config.one_step = fit(steps=1000, lr=5e-4, batch_size=32)
-    config.one_step.pairs = 4096  # ends of the reference's flow
-    config.one_step.solver_steps = 12  # of the flow
+    config.one_step = fit(steps=500, lr=5e-4, batch_size=32)
+    config.one_step.pairs = 2048  # ends of the reference's flow
+    config.one_step.solver_steps = 10  # of the flow
     for name in config.stages:
         config[name].optimizer.decay = True
         config[name].optimizer.warmup = 100

@@ -40,8 +40,8 @@ def exported(root):
 def test_a_few_hundred_steps_learn_what_they_can(exported):
     """A uniform guess of the next of 640 ids costs 6.5 nats; of a part's value, it is right in a tenth of the cases."""
     _, rows = exported
-    assert rows["words"]["loss"] < 2.0
-    assert rows["judge"]["read"] > 0.25
+    assert rows["words"]["spelled"] < 2.0
+    assert rows["judge"]["right"] > 0.25
     assert set(rows) == {"vae", "words", "clip", "preference", "judge", "reference"}
     assert all(np.isfinite(value) for name in ("vae", "words", "clip", "preference") for value in rows[name].values())
 

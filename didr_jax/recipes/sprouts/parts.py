@@ -143,6 +143,11 @@ def captions(parts: np.ndarray, named: np.ndarray) -> list[str]:
     ]
 
 
+def asked(parts: np.ndarray, named: np.ndarray) -> np.ndarray:
+    """What captions ask for, int32 `[n, 7]`: a part's value, or the number of its values where the caption is silent."""
+    return np.where(named, parts, np.array(list(SIZES.values()))).astype(np.int32)
+
+
 def read_caption(sentence: str) -> dict[str, int]:
     """The parts that a caption names: the inverse of `caption`, {part: index into `WORDS`}.
 

@@ -55,7 +55,7 @@ def export(recipe, products: Products, run: Run) -> None:
     scaled = {**networks.VAE, "shift_factor": latents.shift, "scaling_factor": latents.scale}
     write("pipeline", "vae").network(params["vae"], VAE_TABLE, scaled, DIFFUSERS)
     table = qwen3_table(recipe.language.config, hidden_state=-1)
-    write("pipeline", "text_encoder").network(params["words"], table, networks.TEXT_ENCODER)
+    write("pipeline", "text_encoder").network(params["words"]["language"], table, networks.TEXT_ENCODER)
     table = zimage_table(recipe.transformer.config)
     write("pipeline", "transformer").network(params["reference"], table, networks.TRANSFORMER, DIFFUSERS)
     write("generator", "transformer").network(params["one_step"], table, networks.TRANSFORMER, DIFFUSERS)

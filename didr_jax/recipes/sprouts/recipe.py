@@ -1,7 +1,7 @@
 """A text-to-image pipeline of pictures with known parts, made from nothing: every network of `ZImagePipeline`, and judges.
 
     vae         pictures <-> latents of 8 × 8 × 16
-    words       a language model of captions: the pipeline's text encoder
+    words       a language model of captions that remembers what they named: the pipeline's text encoder
     reference   the flow transformer on latents and captions: what an alignment is to keep
     clip        pictures and captions in one space: held out, it measures whether a picture is what was asked for
     preference  a reward that prefers cheerful faces, from exact counterfactual pairs: the same picture, another mouth
@@ -42,6 +42,7 @@ from didr_jax.training.run import Products
 from didr_jax.training.stages import Stage, fit_stage
 from didr_jax.types import Array, PyTree, Weights
 
+AFTER = 5  # tokens of the chat template after the caption
 SEEDS = {"train": 0, "held_out": 1, "judge": 2}  # of the albums
 
 
@@ -86,8 +87,9 @@ class Sprouts(Recipe):
 
     # -------------------------------------------------------------------------------- functions
 
-    def text(self, language: PyTree, tokens: PyTree) -> dict[str, Array]:
-        """What the transformer is told: hidden states of the last layer but one."""
+    def text(self, words: PyTree, tokens: PyTree) -> dict[str, Array]:
+        """What the transformer is told: hidden states of the last layer but one, by the parameters of stage `words`."""
+        language = words["language"]
         used = {
             "embed_tokens": language["embed_tokens"],
             "layers": jax.tree.map(lambda a: a[: self.encoder.depth], language["layers"]),
@@ -116,13 +118,27 @@ class Sprouts(Recipe):
         embedding = self.vision.apply({"params": params["vision"]}, resize_and_crop(images, SIDE))
         return LinearHead().apply({"params": params["head"]}, unit(embedding))
 
-    def words_loss(self, params: PyTree, tokens: PyTree) -> Array:
-        """Nats per token of captions in the chat template, `[b]`."""
+    def words_loss(self, params: PyTree, tokens: PyTree, asked: Array) -> tuple[Array, dict[str, Array]]:
+        """Nats `[b]` per token of captions in the chat template, and per part of reading the caption back.
+
+        Small transformers learn to look for a word among others slowly, and in one place at once: what a caption asks for
+        (`asked [b, 7]`, a part's value, or their number where it is silent) shall be readable, by a linear map, from the
+        states of every token that follows it.
+        """
         ids, mask = tokens["ids"], tokens["mask"]
-        states = self.language.apply({"params": params}, ids, mask)
-        logits = states @ params["embed_tokens"]["embedding"].T  # tied
+        states = self.language.apply({"params": params["language"]}, ids, mask)
+        logits = states @ params["language"]["embed_tokens"]["embedding"].T  # tied
         surprise = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:])
-        return jnp.sum(surprise * mask[:, 1:], 1) / jnp.sum(mask[:, 1:], 1)
+        spelled = jnp.sum(surprise * mask[:, 1:], 1) / jnp.sum(mask[:, 1:], 1)
+
+        after = mask.sum(1, keepdims=True) - 1 - jnp.arange(AFTER)
+        told = jnp.take_along_axis(self.text(params, tokens)["caption"], after[..., None], 1)
+        read = []
+        for i, part in enumerate(parts.PARTS):
+            guess = told @ params["heads"][part]
+            read.append(optax.softmax_cross_entropy_with_integer_labels(guess, jnp.broadcast_to(asked[:, i, None], after.shape)))
+        read_back = jnp.mean(jnp.stack(read), (0, 2))
+        return spelled + read_back, {"spelled": spelled, "read": read_back}
 
     # ----------------------------------------------------------------------------------- stages
 
@@ -148,15 +164,19 @@ class Sprouts(Recipe):
         return fit_stage("vae", self.config, start=start, loss=loss, data=images, draw=draw)
 
     def words(self, _products: Products) -> Stage:
-        loss = lambda params, frozen, batch, noise: (self.words_loss(params, batch), {})
+        loss = lambda params, frozen, batch, noise: self.words_loss(params, batch["tokens"], batch["asked"])
 
         def captions(rng, n):
             drawn = parts.draw_parts(rng, n)
-            return chat_tokens(parts.captions(drawn, parts.draw_named(rng, n)))
+            named = parts.draw_named(rng, n)
+            return {"tokens": chat_tokens(parts.captions(drawn, named)), "asked": parts.asked(drawn, named)}
 
-        tokens = jnp.zeros((1, networks.TOKENS), int)
-        start = self.fresh(lambda key: self.language.init(key, tokens, tokens)["params"], 1)
-        return fit_stage("words", self.config, start=start, loss=loss, data=captions)
+        def init(key):
+            tokens, width = jnp.zeros((1, networks.TOKENS), int), self.language.config.hidden_size
+            heads = {part: jnp.zeros((width, size + 1)) for part, size in parts.SIZES.items()}
+            return {"language": self.language.init(key, tokens, tokens)["params"], "heads": heads}
+
+        return fit_stage("words", self.config, start=self.fresh(init, 1), loss=loss, data=captions)
 
     def reference(self, products: Products) -> Stage:
         section, vae = self.config.reference, products["vae"]["params"]

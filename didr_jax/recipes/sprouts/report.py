@@ -37,16 +37,16 @@ def evaluate(recipe, products: Products, run: Run) -> None:
         pairs = np.stack([held_out.images[:24], again[:24]], 1).reshape(48, *again.shape[1:])
         pictures["reconstructions"] = picture_grid(pairs, 12)
     if "words" in params:
-        rows["words"] = {"loss": _surprise(recipe, params["words"], held_out.parts, rng)}
+        rows["words"] = _surprise(recipe, params["words"], held_out.parts, rng)
     if "clip" in params:
         rows["clip"] = {"found": _found(recipe, params["clip"], held_out)}
     if "preference" in params:
         rows["preference"] = _agreement(recipe, params["preference"], album)
     if "judge" in params:
         found, features = judging.seen(params["judge"], held_out.images)
-        rows["judge"] = {"read": float(np.mean(found == held_out.parts))}
+        rows["judge"] = {"right": float(np.mean(found == held_out.parts))}
         if "vae" in params:
-            rows["vae"]["read"] = float(np.mean(judging.seen(params["judge"], again)[0] == held_out.parts))
+            rows["vae"]["right"] = float(np.mean(judging.seen(params["judge"], again)[0] == held_out.parts))
     if {"vae", "words", "reference"} <= params.keys():
         latents = (raw - scale.shift) * scale.scale
         rows["reference"] = {"loss": _velocity_loss(recipe, params, latents, held_out.parts, rng)}
@@ -89,9 +89,10 @@ def _likeness(images: np.ndarray, again: np.ndarray) -> dict[str, float]:
     return {"psnr": float(10 * np.log10(255**2 / np.mean(error**2)))}
 
 
-def _surprise(recipe, params: PyTree, drawn: np.ndarray, rng: np.random.Generator) -> float:
-    loss = recipe.words_loss(params, chat_tokens(parts.captions(drawn, parts.draw_named(rng, len(drawn)))))
-    return float(np.mean(loss))
+def _surprise(recipe, params: PyTree, drawn: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+    named = parts.draw_named(rng, len(drawn))
+    _, figures = recipe.words_loss(params, chat_tokens(parts.captions(drawn, named)), jnp.asarray(parts.asked(drawn, named)))
+    return {name: float(np.mean(value)) for name, value in figures.items()}
 
 
 def _found(recipe, params: PyTree, pictures) -> float:
