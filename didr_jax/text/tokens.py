@@ -66,7 +66,26 @@ def _from_folder(kind: Any, folder: str | os.PathLike | None):
         raise InputError(f"tokenizer: no such folder: {folder}; give one with tokenizer.json or vocabulary files")
     if not has_tokenizer(folder):
         raise InputError(f"tokenizer: {folder} holds none of {', '.join(FILES)}")
-    return kind.from_pretrained(folder, **LOCAL)
+    return opened(kind, folder)
+
+
+def opened(kind: Any, folder: str | os.PathLike) -> Any:
+    """A tokenizer of transformers, tried on a word.
+
+    Raises:
+      InputError: `folder` holds none that works.
+    """
+    try:
+        tokenizer = kind.from_pretrained(folder, **LOCAL)
+        ids = tokenizer(["a"], padding="max_length", truncation=True, max_length=8, return_tensors="np")["input_ids"]
+        if ids.shape != (1, 8) or ids.min() < 0:
+            raise ValueError(f"it makes {ids.tolist()} of a word")
+        return tokenizer
+    except BaseException as error:  # transformers raises many kinds, and a panic of tokenizers is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            raise
+        reason = " ".join(f"{error or type(error).__name__}".split())[:200]
+        raise InputError(f"tokenizer: cannot be read from {folder} ({reason}); fetch it again") from error
 
 
 def _blank(prompts: list[str], *, max_length: int, **_) -> Tokens:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from didr_jax.config import flatten
+from didr_jax.json_files import read_object
 from didr_jax.training.exits import CannotSave
 from didr_jax.types import InputError
 
@@ -52,15 +53,14 @@ def claim_workdir(config, workdir: str, free: Sequence[str] = ()) -> None:
 
 
 def _read(path: str, workdir: str) -> dict:
-    try:
-        with open(path, encoding="utf-8") as file:
-            raw = json.load(file)
-        layout = raw.pop(KEY, {"layout": 1})["layout"]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        line = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be read ({line}); put back a good copy, or use a new workdir") from None
+    remedy = "put back a good copy, or use a new workdir"
+    raw = read_object(path, remedy)
+    about = raw.pop(KEY, {"layout": 1})
+    layout = about.get("layout") if isinstance(about, dict) else None
+    if type(layout) is not int:
+        raise InputError(f"{path} cannot be read (it does not say its layout); {remedy}")
     if layout != LAYOUT:
-        older = "an older" if isinstance(layout, int) and layout < LAYOUT else "a newer"
+        older = "an older" if layout < LAYOUT else "a newer"
         raise InputError(
             f"--workdir={workdir} belongs to {older} didr_jax (workdir layout {layout}, this version's is {LAYOUT}): "
             "go on with that version, or use a new workdir"
