@@ -87,12 +87,12 @@ def image_of(kind):
 
 def both(path):
     """Of prompts alone, and with images."""
-    for read in (read_prompts, read_pairs) if path.suffix != ".txt" else (read_prompts,):
-        try:
-            read(path)
-        except InputError:
-            if read is read_pairs:
-                raise
+    try:
+        for prompt in read_prompts(path):
+            prompt.encode()
+    finally:
+        if path.suffix != ".txt":
+            read_pairs(path)
 
 
 PROMPTS = {
@@ -114,7 +114,8 @@ def prompts_of(name):
 def json_rows_of(folder):
     """Rows that are JSON, and odd."""
     row = {"image": "3.png", "text": "a cat"}
-    damage = lambda rng: b"\n".join(damaged_json(row, rng).replace(b"\n", b" ") for _ in range(3))
+    whole = json.dumps(row).encode()
+    damage = lambda rng: b"\n".join([whole, damaged_json(row, rng).replace(b"\n", b" "), whole])
     return "rows.jsonl", damage, both
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from didr_jax.images import read_rgb, size_of
 from didr_jax.models.rows import alone
+from didr_jax.paths import lies_in
 from didr_jax.rewards.base import RewardModel
 from didr_jax.text.prompts import COLUMNS, TABLES, plain, read_rows
 from didr_jax.types import InputError
@@ -91,7 +92,7 @@ def score_folder(
     pairs = read_pairs(prompts)
     if not outside:
         _require_inside(Path(images), [name for name, _ in pairs])
-    absent = sorted({name for name, _ in pairs if not (Path(images) / name).is_file()})
+    absent = sorted({name for name, _ in pairs if not os.path.isfile(Path(images) / name)})
     if absent:
         raise InputError(f"score: {len(absent)} images are not in {images}: {', '.join(absent)}")
     for r in rewards:
@@ -115,9 +116,8 @@ def score_folder(
 
 def _require_inside(folder: Path, names: Sequence[str]) -> None:
     """Raises InputError, naming the first, if an image is not a file of the folder, its links followed."""
-    root = folder.resolve()
     for name in names:
-        if not (folder / name).resolve().is_relative_to(root):
+        if not lies_in(folder / name, folder):
             raise InputError(
                 f"score: the image {name!r} lies outside of {folder}; set config.score.outside=True if that is meant"
             )

@@ -12,6 +12,7 @@ from typing import IO
 from didr_jax.config import flatten
 from didr_jax.json_files import read_object
 from didr_jax.training.exits import CannotSave
+from didr_jax.training.redact import redacted
 from didr_jax.types import InputError
 
 LAYOUT = 2  # of a workdir; 1, before didr_jax 0.2, kept the products inside the state
@@ -49,7 +50,7 @@ def claim_workdir(config, workdir: str, free: Sequence[str] = ()) -> None:
     path = os.path.join(workdir, "config.json")
     if os.path.exists(path):
         _require_same(config, _read(path, workdir), workdir, (*FREE, *free))
-    write_json(path, {KEY: {"layout": LAYOUT}, **config.to_dict()}, sort_keys=True)
+    write_json(path, {KEY: {"layout": LAYOUT}, **redacted(config.to_dict())}, sort_keys=True)
 
 
 def _read(path: str, workdir: str) -> dict:
@@ -69,7 +70,7 @@ def _read(path: str, workdir: str) -> dict:
 
 
 def _require_same(config, raw: dict, workdir: str, free: Sequence[str]) -> None:
-    now, then = flatten(config), flatten(raw)
+    now, then = flatten(redacted(config.to_dict())), flatten(redacted(raw))
     fixed = lambda key: key.split(".")[0] not in free and not key.endswith(".micro_batches")
     differing = [
         f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)"

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from didr_jax.json_files import read_object
+from didr_jax.paths import lies_in
 from didr_jax.types import InputError
 from didr_jax.weights.header import DTYPES, read_header
 
@@ -95,7 +96,7 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
         raise InputError(
             f"weights: {path} names shards outside of its folder: {', '.join(outside)}; put the files themselves beside it"
         )
-    absent = [name for name in names if not (path.parent / name).is_file()]
+    absent = [name[:200] for name in names if not os.path.isfile(path.parent / name)]  # names can be too long for a file
     if absent:
         raise InputError(f"weights: {path} names shards that are not beside it: {', '.join(absent)}")
     shards = {name: read_tensors(path.parent / name) for name in names}
@@ -110,8 +111,8 @@ def _inside(index: Path, name: str) -> bool:
     cache keeps all files of a repository in one folder and links them."""
     if Path(name).is_absolute() or ".." in Path(name).parts:
         return False
-    real = (index.parent / name).resolve()
-    return any(real.is_relative_to(folder) for folder in (index.parent.resolve(), index.resolve().parent))
+    homes = index.parent, os.path.dirname(os.path.realpath(index))
+    return any(lies_in(index.parent / name, home) for home in homes)
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
