@@ -18,10 +18,19 @@ def _no_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def parse_object(text: str | bytes) -> dict[str, Any]:
-    """The object in a JSON text in UTF-8; raises ValueError for anything else, and for keys that stand twice."""
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def parse_object(text: bytes, strict: bool = False) -> dict[str, Any]:
+    """The object in a JSON text in UTF-8; raises ValueError for anything else, and for keys that stand twice.
+
+    `strict`: by the letter of JSON, which has no NaN, no infinity and no half characters (Python has).
+    """
     try:
-        content = json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=_no_twins)
+        content = json.loads(text.decode(), object_pairs_hook=_no_twins, parse_constant=_no_constant if strict else None)
+        if strict and b"\\u" in text:
+            json.dumps(content, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     if not isinstance(content, dict):

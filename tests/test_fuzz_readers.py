@@ -294,7 +294,7 @@ def test_nothing_is_read_that_the_reference_library_refuses(tmp_path):
 
 @pytest.mark.slow
 def test_nothing_is_read_that_the_reference_library_refuses_in_three_thousand(tmp_path):
-    assert agreement(tmp_path, 3000, seed=3) > 100
+    assert agreement(tmp_path, 3000, seed=3) > 50
 
 
 @pytest.mark.slow

@@ -47,6 +47,8 @@ FORBIDDEN = {
     "space before": (b' {"a": %s}' % json.dumps(spec(0, 16)).encode(), "no JSON object"),
     "no JSON": (b"{", "Expecting"),
     "no text": (b'{"\xff": 1}', "decode"),
+    "half a character": (b'{"\\ud800": %s}' % json.dumps(spec(0, 16)).encode(), "surrogates"),
+    "no number": (b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16], "x": NaN}}', "NaN is no JSON"),
     "a nest": (b'{"a": ' + b"[" * 10**5, "nested too deep"),
 }  # fmt: skip
 

@@ -52,7 +52,7 @@ def read_header(path: str | os.PathLike) -> tuple[int, dict[str, Spec]]:
         text = file.read(length)
     if not text.startswith(b"{"):
         raise ValueError("its header is no JSON object")
-    header = parse_object(text)
+    header = parse_object(text, strict=True)
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"its {METADATA} holds something else than text")
