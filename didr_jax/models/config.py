@@ -42,9 +42,9 @@ def check_config(
     Raises:
       InputError: one line with every refused key.
     """
-    require_sane(raw, class_name, sizes=sizes, depths=depths, numbers=numbers, flags=flags)
     if (named := raw.get("_class_name", class_name)) != class_name:
         raise InputError(f"config.json describes a {named}, but a {class_name} is needed here")
+    require_sane(raw, class_name, sizes=sizes, depths=depths, numbers=numbers, flags=flags)
     refused = [
         f"{key}={raw[key]!r} (can be {' or '.join(map(repr, allowed))})"
         for key, allowed in fixed.items()

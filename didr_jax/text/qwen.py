@@ -15,7 +15,7 @@ import numpy as np
 from didr_jax.models.config import building
 from didr_jax.models.qwen3 import Qwen3, Qwen3Config
 from didr_jax.text.encoder import TextEncoder, text_encoder
-from didr_jax.text.tokens import Tokens, opened
+from didr_jax.text.tokens import Tokens, opened, require_known
 from didr_jax.types import Array, InputError, PyTree
 from didr_jax.weights.engine import weights_of
 from didr_jax.weights.files import read_tensors
@@ -47,6 +47,7 @@ def qwen_encoder(folder: str | os.PathLike, max_length: int, dtype=jnp.float32, 
 
     def tokenize_padded(prompts: Sequence[str]) -> Tokens:
         ids, mask = tokenize(tokenizer, prompts, max_length)
+        require_known(ids, config.vocab_size)
         return {"ids": ids, "mask": mask}
 
     def encode(params: PyTree, tokens: PyTree) -> dict[str, Array]:
