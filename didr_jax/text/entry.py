@@ -61,9 +61,9 @@ class Writer:
             size = file.tell()
             _to_disk(file)
             table[name] = {"dtype": dtype.name, "shape": shape, "bytes": size, "digest": digest.hexdigest()}
-        with open(self._folder / TABLE, "w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, "arrays": table}, file, indent=1)
-            _to_disk(file)
+        with open(self._folder / TABLE, "w", encoding="utf-8") as text:
+            json.dump({"format": FORMAT, "arrays": table}, text, indent=1)
+            _to_disk(text)
 
     def __enter__(self) -> "Writer":
         return self
