@@ -15,8 +15,8 @@ def nearest(name: str, known) -> str:
 
 def require_choice(where: str, value: str, known) -> None:
     """Raises InputError naming `config.WHERE` unless its value is one of `known`."""
-    if value not in known:
-        raise InputError(f"config.{where} = {value!r} is not known; {nearest(value, known)}")
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"config.{where} = {value!r} is not known; {nearest(str(value), known)}")
 
 
 def require(ok: bool, where: str, value, rule: str) -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from didr_jax.rewards import RewardMix, RewardModel, finite_gradient, load, load_mix, summarise
+from didr_jax.rewards import RewardMix, RewardModel, finite_gradient, load, load_mix, readings
 from didr_jax.text.tokens import from_utf8, utf8
 from didr_jax.types import InputError, Weights
 
@@ -77,10 +77,10 @@ def test_non_finite_sample_is_dropped_and_no_other_changes(case):
     assert float(score.total[1]) == 0 and not np.any(grad[1])
     np.testing.assert_array_equal(score.total[others], clean.total[others])
     np.testing.assert_array_equal(grad[others], clean_grad[others])
-    logs = summarise(score)
-    assert int(logs["reward/dropped"]) == 1
-    np.testing.assert_allclose(logs["reward/total"], clean.total[others].mean(), rtol=1e-6)
-    np.testing.assert_allclose(logs["reward/a"], clean.terms["a"][others].mean(), rtol=1e-6)
+    told, of_clean = readings(score), readings(clean)
+    assert np.isnan(told["reward"][1]) and np.isnan(told["reward/a"][1])
+    for name in ("reward", "reward/a", "reward/b"):
+        np.testing.assert_array_equal(told[name][others], of_clean[name][others])
 
 
 def test_non_finite_gradient_of_a_finite_score_is_zeroed():
@@ -105,10 +105,10 @@ def test_nan_from_upstream_never_reaches_the_parameters():
     np.testing.assert_allclose(grad, want, rtol=1e-6)
 
 
-def test_everything_dropped_is_still_finite():
+def test_everything_dropped_pulls_nowhere_and_is_not_known():
     score, grad = both(RewardMix({"a": toy("a", jnp.square)}, {"a": 1.0}), jnp.full((4, 3, 5, 3), jnp.nan))
     assert not score.kept.any() and not np.any(grad)
-    assert float(summarise(score)["reward/total"]) == 0
+    assert np.isnan(list(readings(score).values())).all()
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from didr_jax.evaluation.resize import Picture
+from didr_jax.images import SUFFIXES, read_rgb
 from didr_jax.types import InputError
-
-SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 Source = str | os.PathLike | Sequence[Picture] | np.ndarray
 
@@ -20,21 +19,6 @@ def picture_files(folder: str | os.PathLike) -> list[Path]:
     if not files:
         raise InputError(f"pictures: {folder} holds none of {', '.join(sorted(SUFFIXES))}")
     return files
-
-
-def read_rgb(path: str | os.PathLike) -> Picture:
-    """A file -> uint8 `[h, w, 3]`; transparency is dropped, as the metrics' own code does.
-
-    Raises:
-      InputError: no such file, or not a picture.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:  # PIL's own error for a damaged picture is one, too
-        raise InputError(f"pictures: cannot read {path} ({error})") from None
 
 
 def open_pictures(source: Source) -> tuple[int, Callable[[int], Picture]]:

@@ -99,8 +99,11 @@ def read_statistics(path: str | os.PathLike) -> Statistics:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files if name in _KNOWN}
             names = file.files
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+            count = int(found["count"]) if "count" in found else None
+    except Exception as error:  # zipfile and numpy raise a dozen kinds for damaged files
         raise InputError(f"statistics: {path} cannot be read without running code, or is damaged ({error})") from None
+    if words := [name for name, array in found.items() if name != "protocol" and array.dtype.kind not in "fiu"]:
+        raise InputError(f"statistics: {path} holds something else than numbers in {', '.join(words)}")
     mean, covariance = next(((found[m], found[c]) for m, c in GAUSSIAN if m in found and c in found), (None, None))
     features = next((found[name] for name in FEATURES if name in found), None)
     if mean is not None and covariance is not None:
@@ -110,7 +113,8 @@ def read_statistics(path: str | os.PathLike) -> Statistics:
         raise InputError(f"statistics: {path} holds {', '.join(names) or 'nothing'}; mu and sigma, or features are wanted")
     if features is not None and features.ndim != 2:
         raise InputError(f"statistics: {path} has features {list(features.shape)}, not [n, d]")
-    count = int(found["count"]) if "count" in found else None if features is None else len(features)
+    if count is None and features is not None:
+        count = len(features)
     protocol = str(found["protocol"]) if "protocol" in found else None
     return Statistics(mean, covariance, features, count, protocol or None)
 

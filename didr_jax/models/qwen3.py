@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from didr_jax.models.attention import attend
-from didr_jax.models.config import check_config
+from didr_jax.models.config import building, check_config, require_sane
 from didr_jax.models.rotary import rotary_table, rotate_halves
 from didr_jax.models.rows import Network
 from didr_jax.types import Array, InputError
@@ -47,6 +47,7 @@ class Qwen3Config:
     rope_theta: float = 1e6
 
     @classmethod
+    @building("Qwen3Model")
     def from_json(cls, raw: Mapping[str, Any]) -> "Qwen3Config":
         """Reads the contents of a text encoder folder's `config.json`, as transformers 4 or 5 writes it.
 
@@ -54,7 +55,17 @@ class Qwen3Config:
           InputError: naming every value that this port does not do, every unknown and every missing key.
         """
         sizes = [field.name for field in dataclasses.fields(cls)]
-        check_config(raw, "Qwen3Model", used=[*sizes, "rope_parameters"], fixed=FIXED, free=FREE)
+        numbers, depth = ("rms_norm_eps", "rope_theta"), "num_hidden_layers"
+        check_config(
+            raw,
+            "Qwen3Model",
+            used=[*sizes, "rope_parameters"],
+            fixed=FIXED,
+            free=FREE,
+            sizes=[name for name in sizes if name not in (*numbers, depth)],
+            depths=(depth,),
+            numbers=numbers,
+        )
         # Version 5 has {"rope_theta", "rope_type"} in `rope_parameters`, version 4 a plain `rope_theta`.
         rope = raw.get("rope_parameters") or {}
         kinds = {rope.get("rope_type", "default"), *raw.get("layer_types", ())} - {"default", "full_attention"}
@@ -63,6 +74,7 @@ class Qwen3Config:
         values = {"rope_theta": rope.get("rope_theta"), **{key: raw[key] for key in sizes if key in raw}}
         if missing := [key for key in sizes if values.get(key) is None]:
             raise InputError(f"Qwen3 config.json lacks {', '.join(missing)}")
+        require_sane(values, "Qwen3Model", numbers=("rope_theta",))
         return cls(**values)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from didr_jax.models.config import check_config, per_block
+from didr_jax.models.config import building, check_config, per_block, require_few
 from didr_jax.types import InputError
 
 # Values that other members of the class use and this port does not do.
@@ -40,6 +40,10 @@ FIXED = {
     "timestep_post_act": (None,),
 }
 # upcast_attention: logits and softmax are float32 here in any case.
+SIZES = (
+    "in_channels", "out_channels", "block_out_channels", "norm_num_groups", "cross_attention_dim", "attention_head_dim",
+    "addition_time_embed_dim", "projection_class_embeddings_input_dim",
+)  # fmt: skip
 FREE = ("sample_size", "upcast_attention", "addition_embed_type_num_heads")
 
 
@@ -75,6 +79,7 @@ class UNetConfig:
     added_dim: int | None
 
     @classmethod
+    @building("UNet2DConditionModel")
     def from_json(cls, raw: Mapping[str, Any]) -> "UNetConfig":
         """Reads diffusers' `config.json`; keys that are absent have diffusers' defaults.
 
@@ -90,7 +95,17 @@ class UNetConfig:
             "use_linear_projection": False, "addition_time_embed_dim": None,
             "projection_class_embeddings_input_dim": None,
         }  # fmt: skip
-        check_config(raw, "UNet2DConditionModel", used=defaults, fixed=FIXED, free=FREE)
+        check_config(
+            raw,
+            "UNet2DConditionModel",
+            used=defaults,
+            fixed=FIXED,
+            free=FREE,
+            sizes=SIZES,
+            depths=("layers_per_block", "transformer_layers_per_block"),
+            numbers=("freq_shift", "norm_eps"),
+            flags=("flip_sin_to_cos", "use_linear_projection"),
+        )
         r = {**defaults, **raw}
         channels, n = tuple(r["block_out_channels"]), len(r["block_out_channels"])
         down, up = r["down_block_types"], r["up_block_types"]
@@ -109,6 +124,8 @@ class UNetConfig:
                 "transformer_layers_per_block one for each level"
             )
         heads = per_block(r["attention_head_dim"], n, "attention_head_dim")
+        blocks = zip(per_block(r["layers_per_block"], n, "layers_per_block"), layers, attention, strict=True)
+        require_few(sum(2 * (residual + 1) * (t if attends else 1) for residual, t, attends in blocks), "UNet2DConditionModel")
         text_time = r.get("addition_embed_type") == "text_time"
         return cls(
             in_channels=r["in_channels"],

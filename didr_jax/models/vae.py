@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from didr_jax.models.config import check_config
+from didr_jax.models.config import building, check_config, require_few
 from didr_jax.models.remat import rematerialised
 from didr_jax.models.resnet import Downsample, GroupNorm, ResnetBlock, Upsample
 from didr_jax.models.rows import Network
@@ -38,6 +38,7 @@ class VAEConfig:
     shift_factor: float = 0.0
 
     @classmethod
+    @building("AutoencoderKL")
     def from_json(cls, raw: Mapping[str, Any]) -> "VAEConfig":
         """Reads diffusers' `config.json`; keys that are absent have diffusers' defaults.
 
@@ -57,10 +58,17 @@ class VAEConfig:
             used={*field_of, "down_block_types", "up_block_types"},
             fixed={"act_fn": ("silu", "swish"), "latents_mean": (None,), "latents_std": (None,)},
             free=("sample_size", "force_upcast"),  # float16 is not offered here; bfloat16 does not overflow
+            sizes=("in_channels", "out_channels", "latent_channels", "block_out_channels", "norm_num_groups"),
+            depths=("layers_per_block",),
+            numbers=("scaling_factor", "shift_factor"),
+            flags=("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"),
         )
         values: dict[str, Any] = {field_of[k]: v for k, v in raw.items() if k in field_of and v is not None}
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         config = cls(**values)
+        require_few(config.layers * len(config.channels), "AutoencoderKL")
+        if config.scaling_factor <= 0:
+            raise InputError(f"AutoencoderKL config.json: scaling_factor={config.scaling_factor!r} must be positive")
         for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             kinds = raw.get(key, [kind])
             if list(kinds) != [kind] * len(config.channels):

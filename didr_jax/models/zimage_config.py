@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from didr_jax.models.config import check_config
+from didr_jax.models.config import building, check_config
 from didr_jax.types import InputError
 
 TIME_WIDTH = 256  # of the sinusoid, and at most of the embedding that modulates the blocks
@@ -39,6 +39,7 @@ class ZImageConfig:
         return min(self.dim, TIME_WIDTH)
 
     @classmethod
+    @building("ZImageTransformer2DModel")
     def from_json(cls, raw: Mapping[str, Any]) -> "ZImageConfig":
         """Reads the contents of a transformer folder's `config.json`; absent keys have diffusers' defaults.
 
@@ -46,7 +47,15 @@ class ZImageConfig:
           InputError: naming every value that this port does not do, and every unknown key.
         """
         used = [field.name for field in dataclasses.fields(cls) if field.name != "patch_size"]
-        check_config(raw, "ZImageTransformer2DModel", used=[*used, "all_patch_size", "n_kv_heads"], fixed=FIXED)
+        check_config(
+            raw,
+            "ZImageTransformer2DModel",
+            used=[*used, "all_patch_size", "n_kv_heads"],
+            fixed=FIXED,
+            sizes=("in_channels", "dim", "n_heads", "n_kv_heads", "cap_feat_dim", "axes_dims", "axes_lens", "all_patch_size"),
+            depths=("n_layers", "n_refiner_layers"),
+            numbers=("norm_eps", "rope_theta", "t_scale"),
+        )
         values: dict[str, Any] = {key: tuple(raw[key]) if key.startswith("axes") else raw[key] for key in used if key in raw}
         patch_size, *more = raw.get("all_patch_size", (2,))
         config = cls(**values, patch_size=patch_size)

@@ -12,11 +12,11 @@ from typing import Any
 from didr_jax.checks import nearest
 from didr_jax.rewards import aesthetic, clipscore, custom, dfn, hps, imagereward, pickscore
 from didr_jax.rewards.base import Knob, RewardModel, RewardRecord
-from didr_jax.rewards.mix import MixScore, RewardMix, finite_gradient, summarise
+from didr_jax.rewards.mix import MixScore, RewardMix, finite_gradient, readings
 from didr_jax.types import InputError
 
 __all__ = [
-    "REWARDS", "Knob", "MixScore", "RewardMix", "RewardModel", "RewardRecord", "finite_gradient", "load", "load_mix", "summarise",
+    "REWARDS", "Knob", "MixScore", "RewardMix", "RewardModel", "RewardRecord", "finite_gradient", "load", "load_mix", "readings",
 ]  # fmt: skip
 
 REWARDS: dict[str, RewardRecord] = {

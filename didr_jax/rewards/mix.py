@@ -100,12 +100,8 @@ def _zero_unless_finite(_, g: Array) -> tuple[Array]:
 finite_gradient.defvjp(lambda x: (x, None), _zero_unless_finite)
 
 
-def summarise(score: MixScore) -> dict[str, Array]:
-    """Scalars to log: `reward/NAME` (mean of its finite scores, published units), `reward/total` (mean over kept
-    samples) and `reward/dropped` (a count)."""
-    logs = {f"reward/{name}": _mean(r, jnp.isfinite(r)) for name, r in score.terms.items()}
-    return {**logs, "reward/total": _mean(score.total, score.kept), "reward/dropped": jnp.sum(~score.kept)}
-
-
-def _mean(x: Array, where: Array) -> Array:
-    return jnp.sum(jnp.where(where, x, 0)) / jnp.maximum(jnp.sum(where), 1)
+def readings(score: MixScore) -> dict[str, Array]:
+    """What a log says of a mix, `{name: [b]}`, nan where a sample has none: `reward`, the total of samples that were kept,
+    and `reward/NAME`, in published units."""
+    terms = {f"reward/{name}": jnp.where(jnp.isfinite(r), r, jnp.nan) for name, r in score.terms.items()}
+    return {"reward": jnp.where(score.kept, jax.lax.stop_gradient(score.total), jnp.nan), **terms}

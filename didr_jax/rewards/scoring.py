@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from didr_jax.images import read_rgb, size_of
 from didr_jax.models.rows import alone
+from didr_jax.paths import lies_in
 from didr_jax.rewards.base import RewardModel
-from didr_jax.text.prompts import COLUMNS, TABLES, read_rows
+from didr_jax.text.prompts import COLUMNS, TABLES, plain, read_rows
 from didr_jax.types import InputError
 
 # Names under which a row of the prompt file may call its image and its prompt, best first.
@@ -44,7 +46,7 @@ def _field(row: Any, names: Sequence[str], where: str) -> str:
     value = next((row[n] for n in names if isinstance(row, dict) and row.get(n)), None)
     if not isinstance(value, str):
         raise InputError(f"prompts: {where} has no text under {' or '.join(names)}")
-    return value
+    return plain(value, where)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -53,13 +55,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
       InputError: no such file, or not an image.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"), np.float32) / 127.5 - 1
-    except OSError as e:  # PIL's own error for a damaged image is one, too
-        raise InputError(f"images: cannot read {path} ({e})") from e
+    return read_rgb(path).astype(np.float32) / 127.5 - 1
 
 
 @alone()  # every process scores all images
@@ -70,6 +66,7 @@ def score_folder(
     out: str | os.PathLike | None = None,
     *,
     batch_size: int = 8,
+    outside: bool = False,
 ) -> list[dict[str, str | float]]:
     """Scores every image against its prompt by all rewards, in their published units, and prints the means.
 
@@ -81,17 +78,21 @@ def score_folder(
       rewards: `didr_jax.rewards.load(...)` each, with different names.
       out: a `.csv` to write; its folder is made.
       batch_size: images scored at once.
+      outside: images may lie outside of the folder: absolute names, "..", links.
 
     Returns:
       One dict a row of the prompt file, in its order: `image`, `prompt` and a score for each reward's name.
 
     Raises:
-      InputError: unreadable prompts or images (all absent files are named at once), no rewards, weights that do not fit.
+      InputError: unreadable prompts or images (all absent files are named at once), images outside of the folder, no
+        rewards, weights that do not fit.
     """
     if not rewards or len({r.name for r in rewards}) < len(rewards):
         raise InputError("score: give one or more rewards with different names")
     pairs = read_pairs(prompts)
-    absent = sorted({name for name, _ in pairs if not (Path(images) / name).is_file()})
+    if not outside:
+        _require_inside(Path(images), [name for name, _ in pairs])
+    absent = sorted({name for name, _ in pairs if not os.path.isfile(Path(images) / name)})
     if absent:
         raise InputError(f"score: {len(absent)} images are not in {images}: {', '.join(absent)}")
     for r in rewards:
@@ -113,17 +114,20 @@ def score_folder(
     return rows
 
 
+def _require_inside(folder: Path, names: Sequence[str]) -> None:
+    """Raises InputError, naming the first, if an image is not a file of the folder, its links followed."""
+    for name in names:
+        if not lies_in(folder / name, folder):
+            raise InputError(
+                f"score: the image {name!r} lies outside of {folder}; set config.score.outside=True if that is meant"
+            )
+
+
 def _batches(folder: Path, pairs: Sequence[Pair], batch_size: int) -> Iterator[list[int]]:
     """Row numbers, at most `batch_size` at a time, all of one image size."""
-    from PIL import Image
-
     by_size = defaultdict(list)
     for i, (name, _) in enumerate(pairs):
-        try:
-            with Image.open(folder / name) as image:  # reads the header only
-                by_size[image.size].append(i)
-        except OSError as e:
-            raise InputError(f"images: cannot read {folder / name} ({e})") from e
+        by_size[size_of(folder / name)].append(i)
     for indices in by_size.values():
         for start in range(0, len(indices), batch_size):
             yield indices[start : start + batch_size]

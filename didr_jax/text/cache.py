@@ -1,26 +1,26 @@
 """Text embeddings on disk: computed once per prompt file and encoder, read through memory maps ever after.
 
-An entry is a folder `CACHE/KEY/` with one `.npy` per array, first axis the prompts.  KEY is a digest of
-everything the values depend on, so an entry is either right or not there: it is written under another
-name and renamed when whole, and other runs may share it.
+An entry (`text.entry`) is a folder `CACHE/KEY/` with one `.npy` per array, first axis the prompts.  KEY is a digest of
+everything the values depend on, and the entry has digests of the values: what is not what was written is computed
+again.  Other runs and users may share it.
 """
 
+import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from didr_jax.finite import all_finite
 from didr_jax.models.rows import alone
 from didr_jax.text.encoder import TextEncoder
+from didr_jax.text.entry import Arrays, Damaged, Writer, open_entry, publish
+from didr_jax.text.leftovers import partial, remove_leftovers, set_aside
 from didr_jax.types import InputError
-
-Arrays = dict[str, np.ndarray]
 
 
 def digest_files(folders: Iterable[str | os.PathLike]) -> str:
@@ -69,60 +69,75 @@ def cached(
       {name: memory map [n, ...]}.
 
     Raises:
-      InputError: the cache cannot be written, a value is beyond the range of float16, or the encoder cannot be read.
+      InputError: the cache cannot be read or written, a value is not finite or beyond the range of `dtype`, or the
+        encoder cannot be read.
     """
     entry = Path(cache).expanduser() / f"{key}-{dtype}"
-    if not entry.is_dir():
+    for _ in range(3):  # another process may remove a damaged entry, or be faster
+        arrays = _opened(entry, len(prompts), say)
+        if arrays is not None:
+            return arrays
         say(f"embedding {len(prompts):,} prompts into {entry}")
-        partial = _begin(entry)
-        try:
-            _write(partial, prompts, make_encoder(), jnp.dtype(dtype), batch_size)
-            _publish(partial, entry)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)  # not there any more if all went well
-    arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(entry.glob("*.npy"))}
-    # numpy's format has no bfloat16: it comes back as two bytes without a meaning
-    return {name: array.view(jnp.bfloat16) if array.dtype.kind == "V" else array for name, array in arrays.items()}
+        with contextlib.ExitStack() as held:
+            with _writing(entry):
+                remove_leftovers(entry.parent)
+                folder = held.enter_context(partial(entry))
+            held.enter_context(alone())  # every process embeds all prompts
+            with Writer(folder, len(prompts)) as writer:
+                for name, rows in _embedded(prompts, make_encoder(), jnp.dtype(dtype), batch_size):
+                    with _writing(entry):
+                        writer.add(name, rows)
+                with _writing(entry):
+                    writer.finish()
+                    publish(folder, entry)
+    raise InputError(f"config.data.cache: {entry} changes while it is used; choose another")
 
 
-def _begin(entry: Path) -> Path:
-    """A folder of another name beside the entry, to be filled."""
+def _opened(entry: Path, count: int, say: Callable[[str], None]) -> Arrays | None:
+    """The entry, or None where there is none, or was one that is not what was written."""
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f"{entry.name}.partial-", dir=entry.parent))
+        return open_entry(entry, count)
+    except FileNotFoundError:  # removed this very moment
+        return None
+    except OSError as error:
+        raise InputError(f"config.data.cache: cannot read {entry} ({error.strerror or error}); choose another") from error
+    except Damaged as damage:
+        say(f"{entry} is damaged ({damage}): its embeddings are computed again")
+    with _writing(entry):
+        set_aside(entry)
+    return None
+
+
+@contextlib.contextmanager
+def _writing(entry: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(f"config.data.cache: cannot write {entry} ({error.strerror or error}); choose another") from error
 
 
-@alone()  # every process embeds all prompts
-def _write(folder: Path, prompts: Sequence[str], encoder: TextEncoder, dtype: np.dtype, batch_size: int) -> None:
+def _embedded(prompts: Sequence[str], encoder: TextEncoder, dtype: np.dtype, batch_size: int) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, the next rows of that array) as they go to disk."""
     params, encode = encoder.weights.load(), jax.jit(encoder.encode)
-    arrays: dict[str, np.memmap] = {}
     for start in range(0, len(prompts), batch_size):
         chunk = list(prompts[start : start + batch_size])
         filled = chunk + [""] * (batch_size - len(chunk))
         for name, values in encode(params, encoder.tokenize(filled)).items():
-            values = np.asarray(values)[: len(chunk)]
-            kind = dtype if jnp.issubdtype(values.dtype, jnp.floating) else values.dtype
-            if kind == np.float16 and np.abs(values).max() > np.finfo(np.float16).max:
-                raise InputError(f"config.data.dtype: {name!r} has values beyond float16; choose bfloat16 or float32")
-            if name not in arrays:
-                arrays[name] = _array(folder / f"{name}.npy", kind, (len(prompts), *values.shape[1:]))
-            arrays[name][start : start + len(chunk)] = values
-    for array in arrays.values():
-        array.flush()
+            yield name, _stored(name, np.asarray(values)[: len(chunk)], dtype, chunk)
 
 
-def _array(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    try:
-        return np.lib.format.open_memmap(path, "w+", dtype, shape)
-    except OSError as error:
-        raise InputError(f"config.data.cache: cannot write {path} ({error.strerror or error}); choose another") from error
-
-
-def _publish(partial: Path, entry: Path) -> None:
-    try:
-        os.replace(partial, entry)
-    except OSError:
-        if not entry.is_dir():  # another run has not been faster
-            raise
+def _stored(name: str, values: np.ndarray, dtype: np.dtype, prompts: Sequence[str]) -> np.ndarray:
+    """The rows of some prompts as they go to disk."""
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        return values
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(values.astype(dtype))
+    if all_finite(narrow):
+        return narrow
+    for row, prompt in zip(values, prompts, strict=True):
+        if not all_finite(np.ascontiguousarray(row)):
+            raise InputError(
+                f"text encoder: the embedding {name!r} of the prompt {prompt[:60]!r} is not finite; look at the encoder's "
+                "weights and the type it computes in"
+            )
+    raise InputError(f"config.data.dtype: {name!r} has values beyond {dtype.name}; choose bfloat16 or float32")

@@ -40,8 +40,9 @@ def clip_encoder(folder: str | os.PathLike, xl: bool, dtype=jnp.float32) -> Text
     Raises:
       InputError: encoders or tokenizers that cannot be read.
     """
-    tokenizers = {encoder: clip_tokenizer(Path(folder) / tokenizer) for tokenizer, encoder in ENCODERS[xl]}
-    loaded = {encoder: load_text(Path(folder) / encoder) for encoder in tokenizers}
+    loaded = {encoder: load_text(Path(folder) / encoder) for _, encoder in ENCODERS[xl]}
+    vocab = {encoder: config.vocab for encoder, (config, _) in loaded.items()}
+    tokenizers = {encoder: clip_tokenizer(Path(folder) / name, vocab=vocab[encoder]) for name, encoder in ENCODERS[xl]}
     towers = {encoder: TextTower(config, dtype=dtype) for encoder, (config, _) in loaded.items()}
 
     def tokenize(prompts: Sequence[str]) -> Tokens:

@@ -32,7 +32,7 @@ def read_prompts(path: str | os.PathLike, column: str = "", limit: int = 0) -> l
         raise InputError(f"prompts: {path} is a plain list and has no column {column!r}; leave the column empty")
     prompts = []
     for where, row in read_rows(path, wanted):
-        text = row if isinstance(row, str) and not column else _cell(row, wanted, where)
+        text = plain(row, where) if isinstance(row, str) and not column else _cell(row, wanted, where)
         if text := text.strip():
             prompts.append(text)
         if limit and len(prompts) == limit:
@@ -55,12 +55,15 @@ def read_rows(path: str | os.PathLike, wanted: Sequence[str]) -> Iterator[Row]:
     path = Path(path)
     if path.suffix not in READERS:
         raise InputError(f"prompts: {path} is none of {', '.join(READERS)}")
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(f"prompts: cannot read {path}: it is no file")
     try:
         yield from READERS[path.suffix](path, wanted)
     except InputError:
         raise
-    except (OSError, ValueError, csv.Error) as error:  # pyarrow's own are OSError and ValueError
-        raise InputError(f"prompts: cannot read {path}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # csv, json and pyarrow raise a dozen kinds for damaged files
+        reason = " ".join(f"{error or type(error).__name__}".split())[:300]
+        raise InputError(f"prompts: cannot read {path}: {reason}") from error
 
 
 def _lines(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
@@ -107,7 +110,14 @@ def _cell(row: Any, wanted: Sequence[str], where: str) -> str:
         raise InputError(_absent(where, wanted, names))
     if not isinstance(row[found], str | None):
         raise InputError(f"prompts: {where}: {found} is {row[found]!r}, not text")
-    return row[found] or ""
+    return plain(row[found] or "", where)
+
+
+def plain(text: str, where: str) -> str:
+    """The text itself.  Raises InputError for what no file can be named and no tokenizer reads: zeros, half characters."""
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"prompts: {where}: {text[:60]!r} is not plain text")
+    return text
 
 
 def _absent(where: str, wanted: Sequence[str], names: Sequence[str]) -> str:

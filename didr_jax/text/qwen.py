@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from didr_jax.models.config import building
 from didr_jax.models.qwen3 import Qwen3, Qwen3Config
 from didr_jax.text.encoder import TextEncoder, text_encoder
-from didr_jax.text.tokens import LOCAL, Tokens
+from didr_jax.text.tokens import Tokens, opened, require_known
 from didr_jax.types import Array, InputError, PyTree
 from didr_jax.weights.engine import weights_of
 from didr_jax.weights.files import read_tensors
@@ -40,11 +41,13 @@ def qwen_encoder(folder: str | os.PathLike, max_length: int, dtype=jnp.float32, 
     """
     tokenizer, path = qwen_tokenizer(Path(folder) / "tokenizer"), Path(folder) / "text_encoder"
     model = Qwen3(config := Qwen3Config.from_json(part_json(folder, "text_encoder")), dtype=dtype)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *jnp.zeros((2, 1, 1), int))["params"]
+    with building("Qwen3Model"):
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *jnp.zeros((2, 1, 1), int))["params"]
     open_tensors = functools.partial(read_tensors, path, variant=variant)
 
     def tokenize_padded(prompts: Sequence[str]) -> Tokens:
         ids, mask = tokenize(tokenizer, prompts, max_length)
+        require_known(ids, config.vocab_size)
         return {"ids": ids, "mask": mask}
 
     def encode(params: PyTree, tokens: PyTree) -> dict[str, Array]:
@@ -64,12 +67,13 @@ def qwen_tokenizer(folder: str | os.PathLike):
     """
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
-    except Exception as error:  # transformers raises many kinds for a folder that it cannot use
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"tokenizer: cannot be read from {folder} ({reason})") from None
+    tokenizer = opened(AutoTokenizer, folder)
     _require_template(tokenizer)
+    try:
+        tokenize(tokenizer, ["a"], 8)
+    except Exception as error:  # a template is a program
+        reason = " ".join(f"{error or type(error).__name__}".split())[:200]
+        raise InputError(f"tokenizer: the chat template of {folder} does not work ({reason}); fetch it again") from error
     return tokenizer
 
 

@@ -17,23 +17,23 @@ Tokens = dict[str, np.ndarray]
 Tokenizer = Callable[[Sequence[str]], Tokens]
 
 
-def clip_tokenizer(folder: str | os.PathLike | None, length: int = 77) -> Tokenizer:
+def clip_tokenizer(folder: str | os.PathLike | None, length: int = 77, vocab: int | None = None) -> Tokenizer:
     """CLIP's byte-pair tokenizer -> prompts to `{"ids": int32 [b, length]}`.
 
     Padded with the folder's own padding token (the states of padding condition SDXL) and truncated so that the
     end-of-text token stays last.  `folder`: any Hugging Face CLIP folder or a pipeline's `tokenizer*`; None: blank
-    tokens, for plans.
+    tokens, for plans.  `vocab`: how many tokens the network knows: an id beyond would be read as another's.
     """
     from transformers import CLIPTokenizer
 
-    return functools.partial(_ids, _from_folder(CLIPTokenizer, folder), length, masked=False)
+    return functools.partial(_ids, _from_folder(CLIPTokenizer, folder), length, vocab, masked=False)
 
 
-def bert_tokenizer(folder: str | os.PathLike | None, length: int = 35) -> Tokenizer:
+def bert_tokenizer(folder: str | os.PathLike | None, length: int = 35, vocab: int | None = None) -> Tokenizer:
     """BERT's uncased word pieces -> prompts to `{"ids": int32 [b, length], "mask": bool [b, length]}`; None as above."""
     from transformers import BertTokenizer
 
-    return functools.partial(_ids, _from_folder(BertTokenizer, folder), length, masked=True)
+    return functools.partial(_ids, _from_folder(BertTokenizer, folder), length, vocab, masked=True)
 
 
 def utf8(prompts: Sequence[str]) -> Tokens:
@@ -66,7 +66,26 @@ def _from_folder(kind: Any, folder: str | os.PathLike | None):
         raise InputError(f"tokenizer: no such folder: {folder}; give one with tokenizer.json or vocabulary files")
     if not has_tokenizer(folder):
         raise InputError(f"tokenizer: {folder} holds none of {', '.join(FILES)}")
-    return kind.from_pretrained(folder, **LOCAL)
+    return opened(kind, folder)
+
+
+def opened(kind: Any, folder: str | os.PathLike) -> Any:
+    """A tokenizer of transformers, tried on a word.
+
+    Raises:
+      InputError: `folder` holds none that works.
+    """
+    try:
+        tokenizer = kind.from_pretrained(folder, **LOCAL)
+        ids = tokenizer(["a"], padding="max_length", truncation=True, max_length=8, return_tensors="np")["input_ids"]
+        if ids.shape != (1, 8) or ids.min() < 0:
+            raise ValueError(f"it makes {ids.tolist()} of a word")
+        return tokenizer
+    except BaseException as error:  # transformers raises many kinds, and a panic of tokenizers is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            raise
+        reason = " ".join(f"{error or type(error).__name__}".split())[:200]
+        raise InputError(f"tokenizer: cannot be read from {folder} ({reason}); fetch it again") from error
 
 
 def _blank(prompts: list[str], *, max_length: int, **_) -> Tokens:
@@ -74,7 +93,16 @@ def _blank(prompts: list[str], *, max_length: int, **_) -> Tokens:
     return {"input_ids": blank, "attention_mask": blank}
 
 
-def _ids(tokenizer, length: int, prompts: Sequence[str], *, masked: bool) -> Tokens:
+def require_known(ids: np.ndarray, vocab: int | None) -> None:
+    """Raises InputError for token ids that a network of `vocab` tokens does not know."""
+    if vocab is not None and ids.size and ids.max() >= vocab:
+        raise InputError(
+            f"tokenizer: it makes tokens up to {ids.max()}, and the network knows {vocab}; give the tokenizer that came with it"
+        )
+
+
+def _ids(tokenizer, length: int, vocab: int | None, prompts: Sequence[str], *, masked: bool) -> Tokens:
     out = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="np")
     tokens = {"ids": out["input_ids"].astype(np.int32)}
+    require_known(tokens["ids"], vocab)
     return {**tokens, "mask": out["attention_mask"].astype(bool)} if masked else tokens

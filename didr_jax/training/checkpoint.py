@@ -122,6 +122,13 @@ class Checkpoints:
         """The step of the newest complete save, or None."""
         return self._manager.latest_step()
 
+    def note(self, step: int) -> str:
+        """The `note` of a save; empty if there is none, or it cannot be read."""
+        try:
+            return str(self._meta(step).get("note", ""))
+        except Exception:  # what is wrong with a save is for those to say who read all of it
+            return ""
+
     def steps(self) -> list[int]:
         """The steps of all complete saves, in order."""
         return sorted(self._manager.all_steps())
@@ -140,13 +147,14 @@ class Checkpoints:
 
         on_first(check)
 
-    def save(self, step: int, items: Mapping[str, PyTree], figures: dict[str, float] | None = None) -> None:
+    def save(self, step: int, items: Mapping[str, PyTree], figures: dict[str, float] | None = None, note: str = "") -> None:
         """Begins to save the items; returns as soon as they have left the devices.
 
         Args:
           step: its number; nothing happens if it is saved already.
           items: name -> nested dict of arrays.
           figures: what is logged of this step; the policy's best is judged by it.
+          note: why the run stops here, if it does so for a fault.
 
         Raises:
           CannotSave: this save could not be begun, or the one before it not be finished.
@@ -155,6 +163,7 @@ class Checkpoints:
             return
         of_each = lambda describe: {name: describe(tree) for name, tree in items.items()}
         meta = {"format": FORMAT, "step": step, **self._about, "leaves": of_each(_describe), "digests": of_each(_digests)}
+        meta |= {"note": note} if note else {}
         judged = {self._best: figures[self._best]} if figures and np.isfinite(figures.get(self._best, np.nan)) else None
         with self._writing(step):
             self._probe(_bytes(items))

@@ -7,6 +7,7 @@ whatever mesh and number of processes it then has.
 """
 
 import math
+import os
 
 import jax
 
@@ -21,7 +22,7 @@ from didr_jax.training.profiling import ProfileWindow
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Products, Run
 from didr_jax.training.stages import Stage
-from didr_jax.training.watch import diagnosis, write_stopped
+from didr_jax.training.watch import Dropped, diagnosis, write_stopped
 from didr_jax.types import PyTree, Weights
 
 
@@ -34,7 +35,7 @@ def run_stage(stage: Stage, label: str, run: Run, stop: StopRequest) -> dict[str
     saves = run.saves(stage.name)
     try:
         shapes = run.placed(stage.shapes)
-        products = _finished(stage, saves, shapes)
+        products = _finished(stage, saves, shapes, run)
         if products is None:
             products = stage.made_of(_trained(stage, label, shapes, saves, run, stop))
         else:
@@ -44,10 +45,17 @@ def run_stage(stage: Stage, label: str, run: Run, stop: StopRequest) -> dict[str
         saves.close()
 
 
-def _finished(stage: Stage, saves: Checkpoints, shapes) -> dict[str, PyTree] | None:
-    """The products of a stage whose last step is saved and whole; nothing else is read."""
+def _finished(stage: Stage, saves: Checkpoints, shapes, run: Run) -> dict[str, PyTree] | None:
+    """The products of a stage whose last step is saved and whole; nothing else is read.
+
+    Raises:
+      NotFinite: it stopped at its very last step.
+    """
     if saves.latest() != stage.steps:
         return None
+    if why := saves.note(stage.steps):
+        where = os.path.join(run.workdir, "checkpoints", stage.name, str(stage.steps))
+        raise NotFinite(f"{why}; mend that and remove {where}: the same command then goes on from the save before")
     step, products = saves.restore_newest(stage.made_of(shapes), whole=False) or (None, None)
     return products if step == stage.steps else None
 
@@ -72,13 +80,18 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
     evaluators = Evaluators(stage.evals, stage.steps, frozen, run.load)
     progress = Progress(run.log, label, stage.name, first, stage.steps, stage.batch_size)
     window = ProfileWindow(config.profile, stage.name, run.workdir)
+    dropped = Dropped(config.watch.dropped, stage.batch_size)
 
     def look(done: int, metrics: dict) -> str | None:
         """Logs the figures of a step if it is their turn; says why to stop, if it is time to."""
         streak = int(metrics["streak"])
+        dropped.count(metrics)
         if done % config.log.every == 0 or done in (first + 1, stage.steps):
             progress.report(done, _floats(metrics))
-        if streak < config.watch.patience:
+            for line in dropped.warnings(_floats(metrics)):
+                run.log.say(f"{label}  warning: {line}")
+        none_good = done == stage.steps and streak == stage.steps  # patience would outlast the stage
+        if streak < config.watch.patience and not none_good:
             return None
         message = diagnosis(label, done, _floats(metrics), streak)
         write_stopped(run.workdir, stage.name, done, _floats(metrics), message)
@@ -115,7 +128,8 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
             _check_best(config.checkpoint.best, metrics, stage, label, run.log)
         asked = stop.poll()
         if done % config.checkpoint.every == 0 or last or asked or trouble:
-            saves.save(done, stage.split(state), _floats(metrics) | found if config.checkpoint.best else None)
+            figures = _floats(metrics) | found if config.checkpoint.best else None
+            saves.save(done, stage.split(state), figures, note=trouble or "")
         if trouble or (asked and not last):
             window.close(state)
             saves.wait()

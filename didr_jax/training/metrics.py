@@ -177,17 +177,30 @@ class Progress:
 
 
 def read_metrics(workdir: str) -> list[dict]:
-    """A record for each (stage, step) of metrics.jsonl, in order: its lines as one, later ones winning; torn lines
-    left out."""
+    """A record for each (stage, step) of metrics.jsonl, in order: its lines as one, later ones winning; lines that are
+    torn or damaged left out."""
     lines: dict[tuple[str, int], dict] = {}
-    with open(os.path.join(workdir, "metrics.jsonl")) as file:
+    with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8", errors="replace") as file:
         for line in file:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            lines.setdefault((record["stage"], record["step"]), {}).update(record)
+            if record := _record(line):
+                lines.setdefault((record["stage"], record["step"]), {}).update(record)
     return list(lines.values())
+
+
+def _record(line: str) -> dict | None:
+    """What `RunLog.write` wrote, or None."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(stage := record.get("stage"), str) or not stage.isidentifier():
+        return None
+    figures = {name: value for name, value in record.items() if name != "stage"}
+    return record if type(record.get("step")) is int and all(map(_is_figure, figures.values())) else None
+
+
+def _is_figure(value) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def _ends_with_newline(path: str) -> bool:

@@ -63,6 +63,8 @@ def curves(workdir: str) -> None:
     for stage in dict.fromkeys(record["stage"] for record in records):
         lines = [record for record in records if record["stage"] == stage]
         names = [n for n in dict.fromkeys(name for line in lines for name in line) if n not in UNDRAWN]
+        if not names:
+            continue
         rows = -(-len(names) // COLUMNS)
         figure, axes = plt.subplots(rows, min(len(names), COLUMNS), figsize=(15, 2.4 * rows + 0.4), squeeze=False)
         for axis in axes.flat[len(names) :]:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from didr_jax.training.checkpoint import Checkpoints, code_version
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import shardings, with_places
+from didr_jax.training.redact import redacted
 from didr_jax.types import InputError, PyTree, Weights
 
 Products = Mapping[str, Mapping[str, Weights]]  # stage -> what it leaves to later stages and to reports, by name
@@ -30,7 +31,7 @@ class Run:
         return os.path.join(self.workdir, *names)
 
     def saves(self, stage: str) -> Checkpoints:
-        about = {"stage": stage, "code": code_version(), "jax": jax.__version__, "config": self.config.to_dict()}
+        about = {"stage": stage, "code": code_version(), "jax": jax.__version__, "config": redacted(self.config.to_dict())}
         return Checkpoints(self.path("checkpoints", stage), self.config.checkpoint, about, self.log.say)
 
     def places(self, tree: PyTree) -> PyTree:

@@ -25,6 +25,7 @@ from didr_jax.diffusion import guide
 from didr_jax.few_step import FewStep
 from didr_jax.objectives import Bound, Objective, Settings, denoising_loss, surrogate_loss
 from didr_jax.schedules import Schedule
+from didr_jax.training import known
 from didr_jax.training.optim import guarded_update, moving_average
 from didr_jax.training.parallel import shard_rows
 from didr_jax.training.state import FitState, GameState
@@ -46,7 +47,8 @@ class Networks:
       ta: `(params, frozen, x_t, t, c) -> x̂0`.
       generator: `(params, frozen, z, c, i) -> x0`, from unit noise z `[b, *noise_shape]`: the outcome of step i.
       reward: `(frozen, x0, c) -> r [b]`, or None.
-      terms: `(frozen, x0, c) -> {name: [b] or scalar}`, what the log says of the reward; None: its mean.
+      terms: `(frozen, x0, c) -> {name: [b]}`, what the log says of the reward, `reward` among it: means over the samples
+        of which it is known (not nan), nan if there are none.  None: the mean of the reward.
       unconditional: `(frozen, c) -> ` the condition of the guidance's other branch; None if the recipe has none.
       few_step: the generator's steps; None: it has one, and i is 0.
     """
@@ -239,12 +241,6 @@ def make_game_step(
         whole = lambda: networks.generator(params, frozen, z, c, jnp.full_like(i, last)).astype(x0.dtype)
         return jax.lax.stop_gradient(jax.lax.cond(i == last, lambda: x0, whole))
 
-    def reward_of(frozen, x0, c) -> dict[str, Array]:
-        """What the log says of the reward of samples; nothing without one."""
-        if networks.reward is None:
-            return {}
-        return {"reward": networks.reward(frozen, x0, c)} if networks.terms is None else networks.terms(frozen, x0, c)
-
     def generator_gradient(params, ta, frozen, c, key):
         make_key, diffuse_key, objective_key = jax.random.split(key, 3)
         rows, i = draw(make_key, diffuse_key, c, generator_times)
@@ -256,12 +252,19 @@ def make_game_step(
             bound_networks = bound(frozen, ta, c)
             direction, aux = objective(x0, noise, t, row_keys, bound_networks, settings)
             loss_gradient = jax.grad(lambda x: jnp.mean(surrogate_loss(direction, x)) / size)(x0)
+            terms = {}
             if networks.reward is not None:
-                aux = aux | reward_of(frozen, finished(params, frozen, z, c, i, x0), c)
+                whole = finished(params, frozen, z, c, i, x0)
+                if networks.terms is None:
+                    aux = aux | {"reward": networks.reward(frozen, whole, c)}
+                else:
+                    terms = {name: known.measure(values) for name, values in networks.terms(frozen, whole, c).items()}
             grads = pullback(loss_gradient.astype(x0.dtype))[0]
-            return grads, {name: jnp.mean(values) for name, values in aux.items()}
+            return grads, {name: jnp.mean(values) for name, values in aux.items()}, terms
 
-        return over_micro_batches(means, (rows, row_keys), micro_batches, unroll)
+        samples = len(row_keys)
+        grads, figures, terms = over_micro_batches(means, (rows, row_keys), micro_batches, unroll)
+        return grads, known.told(figures, terms, samples, micro_batches)
 
     def step(state: GameState, frozen: PyTree, conditions: PyTree) -> tuple[GameState, dict]:
         n_ta = jax.tree.leaves(conditions)[0].shape[0] - 1

@@ -23,6 +23,7 @@ def validate(config) -> None:
     require(config.log.peak_tflops >= 0, "log.peak_tflops", config.log.peak_tflops, "must not be negative")
     require_choice("log.service", config.log.service, ("", "wandb", "trackio"))
     require(config.watch.patience >= 1, "watch.patience", config.watch.patience, "must be at least 1")
+    require(0 <= config.watch.dropped <= 1, "watch.dropped", config.watch.dropped, "must lie in [0, 1]")
     require_choice("profile.stage", config.profile.stage, ("", *config.stages))
     parse_rules(config.mesh.rules)
     require(0 < config.compile.utilisation <= 1, "compile.utilisation", config.compile.utilisation, "must lie in (0, 1]")

@@ -1,4 +1,4 @@
-"""Watching a run for updates that are not finite, and telling which part of it went bad."""
+"""Watching a run for updates and samples that are not finite, and telling which part of it went bad."""
 
 import contextlib
 import math
@@ -19,6 +19,38 @@ PARTS = {
     "loss": "the loss",
     "grad_norm": "the gradient",
 }
+
+
+class Dropped:
+    """Samples without a reward since the last look.
+
+    Args:
+      threshold: share of the samples above which a warning is due.
+      batch_size: samples of a step.
+    """
+
+    def __init__(self, threshold: float, batch_size: int):
+        self._threshold, self._batch_size = threshold, batch_size
+        self._dropped = self._seen = 0
+
+    def count(self, metrics: dict) -> None:
+        """Of one more step."""
+        self._dropped += int(metrics.get("reward/dropped", 0))
+        self._seen += self._batch_size
+
+    def warnings(self, figures: dict[str, float]) -> list[str]:
+        """What is to be said of the samples since the last call, and of the last step's figures."""
+        dropped, seen = self._dropped, self._seen
+        self._dropped = self._seen = 0
+        lines = []
+        if seen and dropped / seen > self._threshold:
+            lines.append(
+                f"{dropped} of {seen} samples had an image or a reward that is not finite and were trained without it; "
+                "look at the reward, the decoder and their dtypes"
+            )
+        if figures.get("pull") == 0:
+            lines.append("the reward's gradient is exactly zero for all samples, so that it has no part in the training")
+        return lines
 
 
 def bad_parts(figures: dict[str, float]) -> list[str]:

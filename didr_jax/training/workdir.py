@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from didr_jax.config import flatten
+from didr_jax.json_files import read_object
 from didr_jax.training.exits import CannotSave
+from didr_jax.training.redact import redacted
 from didr_jax.types import InputError
 
 LAYOUT = 2  # of a workdir; 1, before didr_jax 0.2, kept the products inside the state
@@ -48,19 +50,18 @@ def claim_workdir(config, workdir: str, free: Sequence[str] = ()) -> None:
     path = os.path.join(workdir, "config.json")
     if os.path.exists(path):
         _require_same(config, _read(path, workdir), workdir, (*FREE, *free))
-    write_json(path, {KEY: {"layout": LAYOUT}, **config.to_dict()}, sort_keys=True)
+    write_json(path, {KEY: {"layout": LAYOUT}, **redacted(config.to_dict())}, sort_keys=True)
 
 
 def _read(path: str, workdir: str) -> dict:
-    try:
-        with open(path, encoding="utf-8") as file:
-            raw = json.load(file)
-        layout = raw.pop(KEY, {"layout": 1})["layout"]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        line = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be read ({line}); put back a good copy, or use a new workdir") from None
+    remedy = "put back a good copy, or use a new workdir"
+    raw = read_object(path, remedy)
+    about = raw.pop(KEY, {"layout": 1})
+    layout = about.get("layout") if isinstance(about, dict) else None
+    if type(layout) is not int:
+        raise InputError(f"{path} cannot be read (it does not say its layout); {remedy}")
     if layout != LAYOUT:
-        older = "an older" if isinstance(layout, int) and layout < LAYOUT else "a newer"
+        older = "an older" if layout < LAYOUT else "a newer"
         raise InputError(
             f"--workdir={workdir} belongs to {older} didr_jax (workdir layout {layout}, this version's is {LAYOUT}): "
             "go on with that version, or use a new workdir"
@@ -69,7 +70,7 @@ def _read(path: str, workdir: str) -> dict:
 
 
 def _require_same(config, raw: dict, workdir: str, free: Sequence[str]) -> None:
-    now, then = flatten(config), flatten(raw)
+    now, then = flatten(redacted(config.to_dict())), flatten(redacted(raw))
     fixed = lambda key: key.split(".")[0] not in free and not key.endswith(".micro_batches")
     differing = [
         f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)"

@@ -12,7 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from didr_jax.json_files import read_object
 from didr_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower, architecture
+from didr_jax.models.config import building, require_sane
 from didr_jax.types import InputError, PyTree, Weights
 from didr_jax.weights.engine import unfilled, weights_of
 from didr_jax.weights.files import Tensors, read_tensors
@@ -111,8 +113,13 @@ OPEN_CLIP_VISION = [
 ]
 
 
+SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "projection_dim")
+DEPTHS, NUMBERS = ("num_hidden_layers",), ("layer_norm_eps",)
+
+
 def hf_vision_config(c: Any, embed: int | None) -> VisionConfig:
     """`VisionConfig` of a transformers `CLIPVisionConfig`; `InputError` for what the tower does not do."""
+    require_sane(vars(c), "CLIP", sizes=(*SIZES, "patch_size", "image_size"), depths=DEPTHS, numbers=NUMBERS)
     if c.num_channels != 3:
         raise InputError(f"CLIP config: num_channels={c.num_channels} is not supported; 3 is")
     return VisionConfig(
@@ -129,7 +136,8 @@ def hf_vision_config(c: Any, embed: int | None) -> VisionConfig:
 
 
 def hf_text_config(c: Any, embed: int | None) -> TextConfig:
-    """`TextConfig` of a transformers `CLIPTextConfig`."""
+    """`TextConfig` of a transformers `CLIPTextConfig`; `InputError` for odd values."""
+    require_sane(vars(c), "CLIP", sizes=(*SIZES, "vocab_size", "max_position_embeddings"), depths=DEPTHS, numbers=NUMBERS)
     return TextConfig(
         c.hidden_size,
         c.num_hidden_layers,
@@ -147,13 +155,15 @@ def hf_text_config(c: Any, embed: int | None) -> TextConfig:
 def vision_shapes(config: VisionConfig, param_dtype: Any = jnp.float32) -> PyTree:
     """Shapes of a `VisionTower`'s parameters, nothing allocated."""
     pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-    return jax.eval_shape(VisionTower(config, param_dtype=param_dtype).init, jax.random.key(0), pixels)["params"]
+    with building("CLIP"):
+        return jax.eval_shape(VisionTower(config, param_dtype=param_dtype).init, jax.random.key(0), pixels)["params"]
 
 
 def text_shapes(config: TextConfig, param_dtype: Any = jnp.float32) -> PyTree:
     """Shapes of a `TextTower`'s parameters."""
     ids = jax.ShapeDtypeStruct((1, config.positions), jnp.int32)
-    return jax.eval_shape(TextTower(config, param_dtype=param_dtype).init, jax.random.key(0), ids)["params"]
+    with building("CLIP"):
+        return jax.eval_shape(TextTower(config, param_dtype=param_dtype).init, jax.random.key(0), ids)["params"]
 
 
 def clip_shapes(vision: VisionConfig, text: TextConfig, param_dtype: Any = jnp.float32) -> PyTree:
@@ -229,6 +239,12 @@ def _hf_configs(path: str | os.PathLike) -> Configs:
 
 
 def _hf_config(kind: Any, folder: str | os.PathLike) -> Any:
-    if not (Path(folder) / "config.json").is_file():
+    path = Path(folder) / "config.json"
+    if not path.is_file():
         raise InputError(f"{folder} has no config.json; give a Hugging Face CLIP folder or an open_clip file")
-    return kind.from_pretrained(folder)
+    read_object(path)
+    try:
+        return kind.from_pretrained(folder)
+    except Exception as error:  # transformers has its own for every kind of odd value
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{path} is not a CLIP's ({reason}); fetch it again") from error

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from didr_jax.finite import all_finite
 from didr_jax.types import InputError, PyTree, Weights
 from didr_jax.weights.files import Tensors
 from didr_jax.weights.rules import LAYOUTS, Rule
@@ -40,7 +41,8 @@ def to_flax(
       A nested dict of `jax.Array` with the structure of `shapes`.
 
     Raises:
-      InputError: naming every missing, unexpected and misshapen tensor at once.
+      InputError: naming every missing, unexpected and misshapen tensor at once, or the first with a value that is not
+        finite (or not finite any more in `dtype`).
     """
     leaves, tree, sources = _matched(tensors, table, shapes)
     if shardings is None:
@@ -50,7 +52,7 @@ def to_flax(
     else:
         placed = tree.flatten_up_to(shardings)
     arrays = [
-        _place(sources[path], leaf.shape, dtype or leaf.dtype, sharding)
+        _place(sources[path], leaf.shape, dtype or leaf.dtype, sharding, _writer(table, path)[1])
         for (path, leaf), sharding in zip(leaves.items(), placed, strict=True)
     ]
     return tree.unflatten(arrays)
@@ -155,21 +157,38 @@ def _writer(table: Sequence[Rule], path: str) -> tuple[Rule, Callable[[int], str
     raise LookupError(f"the weight table has no row for the parameter {path}")
 
 
-def _place(source: tuple[bool, list], shape: tuple, dtype: Any, sharding) -> jax.Array:
+def _place(source: tuple[bool, list], shape: tuple, dtype: Any, sharding, name_of: Callable[[int], str]) -> jax.Array:
     stacked, views = source
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
         index = index or ()
         # A fresh buffer: the parameters may be donated, and the file's pages must not be.
         if not stacked:
-            return np.array(views[0][index], dtype, order="C")
+            return _finite(_cast(views[0][index], dtype), name_of(0), views[0].dtype)
         picked = range(shape[0])[index[0]]
         out = np.empty((len(picked), *views[0][index[1:]].shape), dtype)
         for k, i in enumerate(picked):
-            out[k] = views[i][index[1:]]
+            with np.errstate(over="ignore", invalid="ignore"):
+                out[k] = views[i][index[1:]]
+            _finite(out[k], name_of(i), views[i].dtype)
         return out
 
     return jax.make_array_from_callback(tuple(shape), sharding, read)
+
+
+def _cast(values: np.ndarray, dtype: Any) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.array(values, dtype, order="C")
+
+
+def _finite(values: np.ndarray, name: str, stored: Any) -> np.ndarray:
+    """The values of the tensor `name`, which a file holds as `stored`; raises InputError unless all are finite."""
+    if not all_finite(values):
+        raise InputError(
+            f"weights: {name} has values that are not finite as {values.dtype} (the file holds {np.dtype(stored)}); "
+            "fetch it again, or choose a wider dtype"
+        )
+    return values
 
 
 class _Lazy:

@@ -2,7 +2,6 @@
 
 A *tensor* here is anything with `.shape`, `.dtype` and `np.asarray(...)`.  Reading maps the file
 into memory, so a tensor costs nothing until its bytes are used, and slicing it reads only the slice.
-Format: https://github.com/huggingface/safetensors#format
 """
 
 import json
@@ -17,17 +16,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from didr_jax.json_files import read_object
+from didr_jax.paths import lies_in
 from didr_jax.types import InputError
+from didr_jax.weights.header import DTYPES, read_header
 
 Tensors = Mapping[str, Any]
 
-_DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
-    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
-    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
-}  # fmt: skip
-_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_pytorch_model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -80,35 +76,43 @@ def _pick(folder: Path, variant: str | None) -> Path:
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        with open(path, "rb") as f:
-            length = int.from_bytes(f.read(8), "little")
-            header = json.loads(f.read(length))
-        data = np.memmap(path, np.uint8, mode="r", offset=8 + length)
-        tensors = {}
-        for name, spec in header.items():
-            if name == "__metadata__":
-                continue
-            start, stop = spec["data_offsets"]
-            dtype = np.dtype(_DTYPES[spec["dtype"]])
-            tensors[name] = data[start:stop].view(dtype).reshape(spec["shape"])
-        return tensors
-    except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as e:
-        raise InputError(f"weights: {path} is not a whole safetensors file ({e}); fetch it again") from e
+        start, header = read_header(path)
+        whole = path.stat().st_size
+        data = np.memmap(path, np.uint8, mode="r", offset=start) if whole > start else np.empty(0, np.uint8)
+        return {name: data[s.begin : s.end].view(s.dtype).reshape(s.shape) for name, s in header.items()}
+    except (ValueError, OSError, MemoryError) as e:
+        reason = " ".join(str(e).split())[:300]
+        raise InputError(f"weights: {path} is not a whole safetensors file ({reason}); fetch it again") from e
 
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
-    try:
-        shard_of = json.loads(path.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise InputError(f"weights: {path} is not an index of shards (no weight_map)") from e
-    absent = sorted(s for s in set(shard_of.values()) if not (path.parent / s).is_file())
+    shard_of = read_object(path).get("weight_map")
+    if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
+        raise InputError(f"weights: {path} is not an index of shards (no weight_map of names)")
+    names = sorted(set(shard_of.values()))
+    if odd := [name for name in names if not name.endswith((".safetensors", *_PICKLES)) or not name.isprintable()]:
+        raise InputError(f"weights: {path} names shards that are no tensor files: {', '.join(map(repr, odd))}")
+    if outside := [name for name in names if not _inside(path, name)]:
+        raise InputError(
+            f"weights: {path} names shards outside of its folder: {', '.join(outside)}; put the files themselves beside it"
+        )
+    absent = [name[:200] for name in names if not os.path.isfile(path.parent / name)]  # names can be too long for a file
     if absent:
         raise InputError(f"weights: {path} names shards that are not beside it: {', '.join(absent)}")
-    shards = {s: read_tensors(path.parent / s) for s in sorted(set(shard_of.values()))}
+    shards = {name: read_tensors(path.parent / name) for name in names}
     astray = sorted(name for name, s in shard_of.items() if name not in shards[s])
     if astray:
         raise InputError(f"weights: {path} promises tensors its shards lack: {', '.join(astray)}")
     return {name: shards[s][name] for name, s in shard_of.items()}
+
+
+def _inside(index: Path, name: str) -> bool:
+    """Whether a shard is a file of the index's folder, or lies where the index itself does behind its link: the hub's
+    cache keeps all files of a repository in one folder and links them."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return False
+    homes = index.parent, os.path.dirname(os.path.realpath(index))
+    return any(lies_in(index.parent / name, home) for home in homes)
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
@@ -132,9 +136,13 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
             return t.detach().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
         return t.detach().numpy()
 
-    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+    named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(t, torch.Tensor) for k, t in state.items())
+    if not named:
         raise InputError(f"weights: {path} holds something else than a state dict of tensors")
-    return {name: numpy(t) for name, t in state.items()}
+    try:
+        return {name: numpy(t) for name, t in state.items()}
+    except (TypeError, RuntimeError, ValueError) as e:  # sparse, quantised, or without values
+        raise InputError(f"weights: {path} holds tensors that are no plain arrays ({str(e).splitlines()[0]})") from e
 
 
 def write_safetensors(path: str | os.PathLike, tensors: Tensors, *, max_bytes: int | None = None) -> None:

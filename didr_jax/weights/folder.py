@@ -1,11 +1,11 @@
 """Pipeline folders as diffusers saves them: one sub-folder a part, each with its `config.json` and weights."""
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from didr_jax.json_files import read_object
 from didr_jax.types import InputError
 
 
@@ -24,11 +24,6 @@ def part_json(folder: str | os.PathLike, part: str, name: str = "config.json") -
     """The parsed `FOLDER/PART/config.json`.
 
     Raises:
-      InputError: unreadable.
+      InputError: unreadable, or not an object.
     """
-    path = Path(folder) / part / name
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} ({error}); fetch it again") from None
+    return read_object(Path(folder) / part / name)

@@ -14,8 +14,9 @@ from PIL import Image
 
 from didr_jax.evaluation.collect import Network, Options, collect_features, collect_moments, statistics_of
 from didr_jax.evaluation.moments import Moments
-from didr_jax.evaluation.pictures import open_pictures, picture_files, read_rgb
+from didr_jax.evaluation.pictures import open_pictures, picture_files
 from didr_jax.evaluation.protocols import FID
+from didr_jax.images import read_rgb
 from didr_jax.types import InputError, Weights
 
 X = np.random.default_rng(0).normal(3, 2, (21, 5)).astype(np.float32)

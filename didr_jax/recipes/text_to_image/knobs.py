@@ -74,6 +74,7 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.score.images = ""  # folder of --mode=score
     config.score.prompts = ""  # .jsonl, .csv, .tsv or .parquet with an image name and a prompt a row
     config.score.batch_size = 8
+    config.score.outside = False  # images may lie outside of that folder: absolute names, "..", links
     return config
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from didr_jax.checks import require_choice
 from didr_jax.models.attention import BACKENDS
+from didr_jax.models.config import building
 from didr_jax.models.vae import AutoencoderKL, VAEConfig
 from didr_jax.types import Array, InputError, PyTree, Weights
 from didr_jax.weights.engine import weights_of
@@ -40,7 +41,8 @@ class ImageSide:
         dtype = jnp.dtype(knobs.vae_dtype)
         self._vae = AutoencoderKL(self.arch, backend=knobs.vae_attention, remat=knobs.vae_remat, dtype=dtype)
         size = jax.ShapeDtypeStruct((1, image.height, image.width, 3), jnp.float32)
-        shapes = jax.eval_shape(self._vae.init, jax.random.key(0), size)["params"]
+        with building("AutoencoderKL"):
+            shapes = jax.eval_shape(self._vae.init, jax.random.key(0), size)["params"]
         read = functools.partial(read_tensors, folder or "", variant=config.weights.variant or None)
         self.weights: Weights = weights_of(read, VAE_TABLE, shapes, where="config.weights.base: vae").cast(dtype)
 

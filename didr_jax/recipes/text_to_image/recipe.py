@@ -156,7 +156,7 @@ class TextToImage(Recipe):
         models = list(self.task.mix.models.values()) if self.task.mix else []
         if is_first_process():
             out = run.path("scores.csv")
-            score_folder(section.images, section.prompts, models, out, batch_size=section.batch_size)
+            score_folder(section.images, section.prompts, models, out, batch_size=section.batch_size, outside=section.outside)
 
 
 def _require_path(key: str, value: str) -> None:

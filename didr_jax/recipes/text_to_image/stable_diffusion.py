@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from didr_jax.checks import require_choice
 from didr_jax.models.attention import BACKENDS
+from didr_jax.models.config import building
 from didr_jax.models.unet import UNet
 from didr_jax.models.unet_config import UNetConfig
 from didr_jax.recipes.text_to_image.backbone import Backbone
@@ -82,17 +83,23 @@ class StableDiffusion(Backbone):
     @functools.cached_property
     def shapes(self):
         side = 2 ** (len(self.arch.channels) - 1)  # parameters do not depend on the size of an image
-        text = {name: jnp.zeros((1, *a.shape[1:])) for name, a in self.text_shapes.items()}
-        added = {"text_embeds": text["pooled"], "time_ids": jnp.zeros((1, 6))} if self.xl else None
-        init = lambda x: self.unet.init(jax.random.key(0), x, jnp.zeros(1), text["prompt"], added)["params"]
-        return jax.eval_shape(init, jnp.zeros((1, side, side, self.arch.in_channels)))
+
+        def init(x):
+            text = {name: jnp.zeros((1, *a.shape[1:])) for name, a in self.text_shapes.items()}
+            added = {"text_embeds": text["pooled"], "time_ids": jnp.zeros((1, 6))} if self.xl else None
+            return self.unet.init(jax.random.key(0), x, jnp.zeros(1), text["prompt"], added)["params"]
+
+        with building("UNet2DConditionModel"):
+            return jax.eval_shape(init, jax.ShapeDtypeStruct((1, side, side, self.arch.in_channels), jnp.float32))
 
     @functools.cached_property
     def text_shapes(self):
         dtype, arch = jnp.dtype(self.config.data.dtype), self.arch
         shapes = {"prompt": jax.ShapeDtypeStruct((1, MAX_TOKENS, arch.context_dim), dtype)}
         if self.xl:
-            pooled = arch.added_dim - 6 * arch.added_time_dim
+            pooled = (arch.added_dim or 0) - 6 * (arch.added_time_dim or 0)
+            if pooled < 1:
+                raise InputError("UNet2DConditionModel config.json: projection_class_embeddings_input_dim leaves no pooled text")
             shapes["pooled"] = jax.ShapeDtypeStruct((1, pooled), dtype)
         return shapes
 

@@ -22,7 +22,7 @@ from didr_jax.diffusion import to_x0
 from didr_jax.recipes.text_to_image.backbone import Backbone
 from didr_jax.recipes.text_to_image.conditions import PromptTable, prompt_table
 from didr_jax.recipes.text_to_image.rewards import open_mix
-from didr_jax.rewards import RewardMix, finite_gradient, summarise
+from didr_jax.rewards import RewardMix, finite_gradient, readings
 from didr_jax.text.prompts import read_prompts
 from didr_jax.training.parallel import held, made
 from didr_jax.training.step import Networks
@@ -104,8 +104,7 @@ class Task:
         return self.mix.apply(frozen["rewards"], image, c["tokens"])
 
     def terms(self, frozen: PyTree, x0: Array, c: PyTree) -> dict[str, Array]:
-        figures = summarise(self.score(frozen, x0, c))
-        return {"reward": figures.pop("reward/total")} | figures
+        return readings(self.score(frozen, x0, c))
 
     def networks(self) -> Networks:
         def unconditional(frozen, c):

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from didr_jax.checks import require_choice
 from didr_jax.models.attention import BACKENDS
+from didr_jax.models.config import building
 from didr_jax.models.qwen3 import Qwen3Config
 from didr_jax.models.zimage import ZImageTransformer
 from didr_jax.models.zimage_config import ZImageConfig
@@ -98,7 +99,8 @@ class ZImage(Backbone):
             caption = jnp.zeros((1, tokens, self.arch.cap_feat_dim))
             return self.transformer.init(jax.random.key(0), x, jnp.zeros(1), caption, jnp.ones(1, int))["params"]
 
-        return jax.eval_shape(init)
+        with building("ZImageTransformer2DModel"):
+            return jax.eval_shape(init)
 
     @functools.cached_property
     def text_shapes(self):
@@ -199,7 +201,7 @@ def _warnings(config, base: Path, generator: Path) -> tuple[str, ...]:
         shift = part_json(generator.parent, "scheduler", scheduler.name).get("shift", 1.0)
         if shift != config.schedule.shift:
             lines.append(
-                f"config.schedule.shift = {config.schedule.shift:g}, the generator's own scheduler has {shift:g}: times "
+                f"config.schedule.shift = {config.schedule.shift:g}, the generator's own scheduler has {shift!s:.20}: times "
                 "are drawn, several steps are placed and the exported scheduler is written with the former"
             )
     return tuple(lines)

@@ -1,0 +1,67 @@
+"""Picture files of others: only of formats on a list, and no larger than a picture is.
+
+Pillow reads some fifty formats by what a file holds, whatever its name; one of them is handed to another program
+(PostScript, to Ghostscript).
+"""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from didr_jax.types import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+MOST_PIXELS = 2**27  # 11,585 squared: 400 MB as RGB
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike) -> Iterator["Image"]:
+    """A picture whose header is read, and whose size is looked at before anything is decoded.
+
+    Raises:
+      InputError: no such file, none of `FORMATS`, too large, or damaged, found while it is open.
+    """
+    from PIL import Image
+
+    if not Path(path).is_file():
+        raise InputError(f"images: cannot read {path} (no such file)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own, about sizes and odd tags
+            with Image.open(path, formats=FORMATS) as image:
+                if not 0 < image.width * image.height <= MOST_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels; at most {MOST_PIXELS} are read")
+                yield image
+    except Exception as error:  # Pillow's decoders raise a dozen kinds for damaged files
+        reason = " ".join(f"{error or type(error).__name__}".split())[:200]
+        hint = f"; it must be one of {', '.join(FORMATS)}" if isinstance(error, Image.UnidentifiedImageError) else ""
+        raise InputError(f"images: cannot read {path} ({reason}){hint}") from error
+
+
+def read_rgb(path: str | os.PathLike) -> np.ndarray:
+    """A file -> uint8 `[h, w, 3]`; transparency is dropped, as the metrics' and rewards' own code does.
+
+    Raises:
+      InputError: as `opened`.
+    """
+    with opened(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def size_of(path: str | os.PathLike) -> tuple[int, int]:
+    """(width, height) of a file of which no more than the header is read.
+
+    Raises:
+      InputError: as `opened`.
+    """
+    with opened(path) as image:
+        return image.size
