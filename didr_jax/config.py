@@ -99,6 +99,8 @@ def base() -> ml_collections.ConfigDict:
         ),
         watch=_section(
             patience=20,  # steps in a row with a non-finite update after which the run saves and stops
+            # where a figure that is kept falls while the trained reward rises (didr_jax.training.hacking): warn | stop | off
+            hacking="warn",
         ),
         profile=_section(
             stage="",  # the stage in which a trace for TensorBoard or Perfetto is taken, into workdir/profile

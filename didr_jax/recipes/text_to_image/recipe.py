@@ -139,7 +139,7 @@ class TextToImage(Recipe):
             conditions=conditions,
             condition_shapes=self._condition_shapes() if task.planning else None,
             frozen=task.frozen(),
-            evals={"samples": Evaluator(config.eval.every, report.in_the_loop(task))},
+            evals={"samples": Evaluator(config.eval.every, report.in_the_loop(task), watched=report.watched(task))},
         )
 
     def _condition_shapes(self):
