@@ -27,7 +27,7 @@ from didr_jax.training.validate import validate
 from didr_jax.training.workdir import claim_workdir, lock, make_workdir
 from didr_jax.types import InputError
 
-MODES = ("train", "sample", "eval", "export", "score", "compile")
+MODES = ("train", "sample", "eval", "export", "score", "tac", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, f"The recipe: {', '.join(named_configs())}, or a file of your own.", lock_config=True
