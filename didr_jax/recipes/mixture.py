@@ -157,9 +157,10 @@ class Mixture(Recipe):
         """Rewards for the report; of the tilted law at the temperature of training as well."""
         target = self.reference.tilt(self.reward, self.config.align.beta)
         goal = target.sample(jax.random.key(self.config.eval.seed + 3), len(after))
-        rewards = [np.asarray(self.reward(cloud)) for cloud in (before, after, goal)]
+        clouds = {"reward_before": before, "reward_after": after, "target": goal}
+        rewards = {name: np.asarray(self.reward(cloud)) for name, cloud in clouds.items()}
         none = np.empty((len(after), 0, 0), np.uint8)
-        write_pairs(run.workdir, none, none, [], *rewards, np.ones(len(after)))
+        write_pairs(run.workdir, none, none, [], **rewards, target_weights=np.ones(len(after)))
 
     def sample(self, products: Products, run: Run) -> None:
         generator = run.load({"generator": products["align"]["generator"]})["generator"]

@@ -126,8 +126,9 @@ class Contents:
             return {}
         purposes = {"sample": "Draw samples", "export": "Export", "eval": "Measure again"}
         modes = {purpose: [f"--mode={mode}"] for mode, purpose in purposes.items() if mode in self.about["modes"]}
-        command = lambda more: " \\\n    ".join([self.about["program"], *map(shlex.quote, [*self.about["flags"], *more])])
-        return {purpose: command(more) for purpose, more in ({"Train, or go on": []} | modes).items()}
+        flags = {"Train, or go on": [], **modes}
+        start = [self.about["program"], *map(shlex.quote, self.about["flags"])]
+        return {purpose: " \\\n    ".join([*start, *more]) for purpose, more in flags.items()}
 
     @property
     def rows(self):

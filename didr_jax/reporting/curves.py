@@ -185,7 +185,8 @@ def histogram(sets: Mapping[str, tuple[np.ndarray, np.ndarray | None]], title: s
       name: a prefix for names in the SVG that no other drawing of the page has.
     """
     everything = np.concatenate([values[np.isfinite(values)] for values, _ in sets.values()])
-    bins = np.linspace(*np.quantile(everything, [0.002, 0.998]), 41)
+    low, high = (float(np.quantile(everything, share)) for share in (0.002, 0.998))
+    bins = np.linspace(low, high, 41)
     figure = Figure(figsize=(7.2, 2.8))
     axis = figure.subplots()
     for (label, (values, weights)), colour in zip(sets.items(), _INK.lines, strict=False):

@@ -57,9 +57,10 @@ class Rewriting:
         self._workdir, self._say, self._now = workdir, say, now
         self._next = now() + 2.0 / SHARE  # as if one had been drawn in two seconds
 
-    def __call__(self) -> None:
+    def __call__(self, must: bool) -> None:
+        """Draws it if that is cheap by now, or if it must."""
         begun = self._now()
-        if begun < self._next:
+        if begun < self._next and not must:
             return
         try:
             write_report(self._workdir)

@@ -99,7 +99,7 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
             if message:
                 run.log.say(message)
             if run.redraw:
-                run.redraw()
+                run.redraw(False)
         return verdict.figures | marks, message if stops else None
 
     if first == 0:
@@ -130,6 +130,9 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
             if hacked:
                 message = f"{hacked}; {_kept(alarm.best_step, saves)}"
                 write_stopped(run.workdir, stage.name, done, _floats(metrics) | found, message)
+            if run.redraw and (hacked or trouble):
+                run.redraw(True)
+            if hacked:
                 raise Hacked(message)
             raise NotFinite(f"{trouble}; saved at step {done}") if trouble else Preempted(_asked(label, done))
         previous = (done, metrics)

@@ -21,14 +21,15 @@ Products = Mapping[str, Mapping[str, Weights]]  # stage -> what it leaves to lat
 class Run:
     """One run.  Everything is loaded into its place by the rules of `config.mesh`.
 
-    `redraw()` is called after evaluations: what the run shows of itself may be drawn again; None: nothing is.
+    `redraw(must)` is called after evaluations, and where a run ends early (then it must): what the run shows of itself may be
+    drawn again; None: nothing is.
     """
 
     config: Any
     workdir: str
     mesh: Mesh
     log: RunLog
-    redraw: Callable[[], None] | None = None
+    redraw: Callable[[bool], None] | None = None
 
     def path(self, *names: str) -> str:
         """Of a file in the workdir."""

@@ -178,7 +178,10 @@ def evaluate(recipe, products: Products, run: Run) -> None:
         f"{steps}, {config.align.objective}": generated(recipe, generator_of(products, run, "align"), n),
     }
     _, before, after = made.values()
-    rewards = [judge.reward(images, labels) for images in (before, after, judge.reference.images)]
+    rewards = {
+        name: judge.reward(images, labels)
+        for name, images in {"reward_before": before, "reward_after": after, "target": judge.reference.images}.items()
+    }
     goal = judge.tilt_weights(judge.reference)
     train, real = recipe.splits
     rows = {
@@ -192,7 +195,7 @@ def evaluate(recipe, products: Products, run: Run) -> None:
         for file, images in zip(("reference", "before", "after"), made.values(), strict=True):
             save_picture(run.path(f"{file}.png"), grid(images, config.eval.grid_rows))
         captions = [f"digit {label}" for label in labels]
-        write_pairs(run.workdir, on_paper(before), on_paper(after), captions, *rewards, goal)
+        write_pairs(run.workdir, on_paper(before), on_paper(after), captions, **rewards, target_weights=goal)
         curves(run.workdir)
         write_report(run.workdir)
     run.log.say(f"wrote summary.json, before.png, after.png, reference.png, curves_*.png and report.html to {run.workdir}")

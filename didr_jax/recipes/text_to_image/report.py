@@ -141,20 +141,19 @@ def evaluate(task: Task, products: Products, run: Run) -> None:
     """summary.json (a row before, one after); grids and pairs before and after for the same noise; curves, report.html."""
     config, judge = task.config, _judge(task)
     frozen, steps = run.load(judge.weights), task.backbone.few_step.label
-    rows, pictures, drawn, rewards = {}, {}, [], []
+    rows, pictures, drawn, rewards = {}, {}, {}, {}
     for file, label, generator in (
         ("before", f"{steps}, initial", lambda: initial(task, frozen, run)),
         ("after", f"{steps}, {config.align.objective}", lambda: trained(task, frozen, products, run)),
     ):
         images, scores = judge.run(frozen, generator())
         rows[label], pictures[file] = judge.figures(images, scores), judge.grid(images)
-        drawn.append(to_bytes(images))
-        rewards.append(scores.get("reward"))
+        drawn[file], rewards[f"reward_{file}"] = to_bytes(images), scores.get("reward")
     if is_first_process():
         write_summary(run.workdir, rows, run.log)
         for file, picture in pictures.items():
             save_picture(run.path(f"{file}.png"), picture)
-        write_pairs(run.workdir, *drawn, judge.table.prompts, *rewards)
+        write_pairs(run.workdir, captions=judge.table.prompts, **drawn, **rewards)
         curves(run.workdir)
         write_report(run.workdir)
     run.log.say(f"wrote summary.json, before.png, after.png, curves_align.png and report.html to {run.workdir}")
