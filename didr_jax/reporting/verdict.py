@@ -13,7 +13,7 @@ BETTER = {
     "accuracy": 1,
     "diversity": 1,
     "named": 1,
-    "to_": -1,
+    "to_tilted": -1,  # while the distance to the data as they are grows with any tilt
     "energy_to_": -1,
     "frechet": -1,
     "fid": -1,
@@ -118,4 +118,4 @@ def _of_the_reward(before: float, after: float, pairs: Pairs | None) -> str:
     if pairs is None or not np.isfinite(error):
         return f"{told}; its error is not known)."
     higher = float(np.mean(pairs.gain > 0) + np.mean(pairs.gain == 0) / 2)
-    return f"{told} ± {error:.2g}); {higher:.0%} of {len(pairs.gain)} pairs of the same noise are higher."
+    return f"{told} ± {error:.2g}); {higher:.1%} of {len(pairs.gain)} pairs of the same noise are higher."

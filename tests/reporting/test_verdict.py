@@ -7,9 +7,9 @@ from didr_jax.reporting.pairs import Pairs
 from didr_jax.reporting.verdict import compared, standard_errors, verdict
 
 TABLE = {
-    "reference, 30 steps": {"reward": 0.1, "to_data": 1.0, "accuracy": 0.9, "images": 5.0},
-    "one step, initial": {"reward": 0.0, "to_data": 2.0, "accuracy": 0.90, "images": 5.0},
-    "one step, didr": {"reward": 1.0, "to_data": 3.0, "accuracy": 0.905, "images": 6.0},
+    "reference, 30 steps": {"reward": 0.1, "to_tilted_data": 1.0, "accuracy": 0.9, "images": 5.0},
+    "one step, initial": {"reward": 0.0, "to_tilted_data": 2.0, "accuracy": 0.90, "images": 5.0},
+    "one step, didr": {"reward": 1.0, "to_tilted_data": 3.0, "accuracy": 0.905, "images": 6.0},
 }
 
 
@@ -44,8 +44,8 @@ def test_it_tells_the_change_its_error_and_what_moved_with_it():
     gain = SURE.gain
     error = f"{np.std(gain, ddof=1) / 20:.2g}"
     assert found.sentences == [
-        f"The reward went from 0 to 1 (+1 ± {error}); {np.mean(gain > 0):.0%} of 400 pairs of the same noise are higher.",
-        "Worse: to_data 2 → 3.",
+        f"The reward went from 0 to 1 (+1 ± {error}); {np.mean(gain > 0):.1%} of 400 pairs of the same noise are higher.",
+        "Worse: to_tilted_data 2 → 3.",
         "About as before: accuracy 0.9 → 0.905.",
         "Besides: images 5 → 6.",
         "The alarm for reward hacking is up for accuracy (since step 300).",
