@@ -13,11 +13,12 @@ BETTER = {
     "accuracy": 1,
     "diversity": 1,
     "named": 1,
-    "to_tilted": -1,  # while the distance to the data as they are grows with any tilt
+    "to_tilted": -1,  # while the distance to plain data, and KL to the reference, grow with any tilt
     "energy_to_": -1,
     "frechet": -1,
     "fid": -1,
-    "kl_": -1,
+    "kl_others": -1,
+    "kl_smiles": -1,
 }
 LEVEL = 0.02  # share of a figure's size within which it counts as unchanged
 SURE = 2.0  # standard errors beyond which a change of the reward is one
