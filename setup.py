@@ -1,9 +1,10 @@
-"""What pyproject.toml cannot say: every package below didr_jax with its assets, and the files of configs/ as didr_jax/configs."""
+"""What pyproject.toml cannot say: every package below didr_jax with its assets and the template of report.html, and the recipe
+files of configs/ as didr_jax/configs."""
 
 from setuptools import find_packages, setup
 
 setup(
     packages=[*find_packages(include=["didr_jax", "didr_jax.*"]), "didr_jax.configs"],
     package_dir={"didr_jax.configs": "configs"},
-    package_data={"didr_jax": ["assets/**/*"]},
+    package_data={"didr_jax": ["assets/**/*", "reporting/template/*"]},
 )

@@ -1,6 +1,7 @@
 """The command line: flags, modes, and one clear line for anything that cannot be used."""
 
 import contextlib
+import os
 import sys
 
 import jax
@@ -14,6 +15,7 @@ from didr_jax.named_configs import named_configs, with_paths
 from didr_jax.planning.plan import main_stage, make_plan
 from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
+from didr_jax.reporting.page import Rewriting
 from didr_jax.training.exits import RunStopped
 from didr_jax.training.loop import train
 from didr_jax.training.metrics import RunLog
@@ -25,7 +27,7 @@ from didr_jax.training.validate import validate
 from didr_jax.training.workdir import claim_workdir, lock, make_workdir
 from didr_jax.types import InputError
 
-MODES = ("train", "sample", "eval", "export", "score", "compile")
+MODES = ("train", "sample", "eval", "export", "score", "tac", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, f"The recipe: {', '.join(named_configs())}, or a file of your own.", lock_config=True
@@ -113,7 +115,8 @@ def _run(_argv: list[str]) -> None:
             on_first(lambda: _claim(recipe, config, workdir, mode, held))
             log = RunLog(workdir, config.log)
             held.callback(log.close)
-            _work(recipe, Run(config, workdir, mesh, log), mode)
+            redraw = Rewriting(workdir, log.say) if is_first_process() else None
+            _work(recipe, Run(config, workdir, mesh, log, redraw), mode)
         leave()
     except InputError as error:
         _refuse(error)
@@ -130,7 +133,15 @@ def _claim(recipe: Recipe, config, workdir: str, mode: str, held: contextlib.Exi
     make_workdir(workdir)
     if mode == "train":
         held.enter_context(lock(workdir))
-    claim_workdir(config, workdir, recipe.free)
+    claim_workdir(config, workdir, recipe.free, _start(recipe) if mode == "train" else None)
+
+
+def _start(recipe: Recipe) -> dict:
+    """How this run was begun, for the commands in its report."""
+    name = os.path.basename(sys.argv[0])
+    program = {"run.py": "python run.py", "__main__.py": "python -m didr_jax"}.get(name, "didr-jax")
+    flags = [argument for argument in sys.argv[1:] if not argument.startswith("--mode")]
+    return {"program": program, "flags": flags, "modes": sorted(recipe.modes)}
 
 
 def check(recipe: Recipe, config, mode: str) -> None:

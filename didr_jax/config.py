@@ -100,6 +100,8 @@ def base() -> ml_collections.ConfigDict:
         watch=_section(
             patience=20,  # steps in a row with a non-finite update after which the run saves and stops
             dropped=0.1,  # share of samples without a finite reward, since the last line of the log, that is warned of
+            # where a figure that is kept falls while the trained reward rises (didr_jax.training.hacking): warn | stop | off
+            hacking="warn",
         ),
         profile=_section(
             stage="",  # the stage in which a trace for TensorBoard or Perfetto is taken, into workdir/profile

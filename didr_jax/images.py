@@ -5,6 +5,7 @@ Pillow reads some fifty formats by what a file holds, whatever its name; one of 
 """
 
 import contextlib
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -24,20 +25,22 @@ MOST_PIXELS = 2**27  # 11,585 squared: 400 MB as RGB
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike) -> Iterator["Image"]:
-    """A picture whose header is read, and whose size is looked at before anything is decoded.
+def opened(source: str | os.PathLike | bytes) -> Iterator["Image"]:
+    """A picture, in a file or as what a file holds, whose header is read, and whose size is looked at before anything is decoded.
 
     Raises:
       InputError: no such file, none of `FORMATS`, too large, or damaged, found while it is open.
     """
     from PIL import Image
 
-    if not Path(path).is_file():
+    within = isinstance(source, bytes)
+    path = "a picture within the file" if within else source
+    if not within and not Path(source).is_file():
         raise InputError(f"images: cannot read {path} (no such file)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own, about sizes and odd tags
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(io.BytesIO(source) if within else source, formats=FORMATS) as image:
                 if not 0 < image.width * image.height <= MOST_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels; at most {MOST_PIXELS} are read")
                 yield image
@@ -47,8 +50,8 @@ def opened(path: str | os.PathLike) -> Iterator["Image"]:
         raise InputError(f"images: cannot read {path} ({reason}){hint}") from error
 
 
-def read_rgb(path: str | os.PathLike) -> np.ndarray:
-    """A file -> uint8 `[h, w, 3]`; transparency is dropped, as the metrics' and rewards' own code does.
+def read_rgb(path: str | os.PathLike | bytes) -> np.ndarray:
+    """A file, or what it holds -> uint8 `[h, w, 3]`; transparency is dropped, as the metrics' and rewards' own code does.
 
     Raises:
       InputError: as `opened`.
@@ -57,8 +60,8 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def size_of(path: str | os.PathLike) -> tuple[int, int]:
-    """(width, height) of a file of which no more than the header is read.
+def size_of(path: str | os.PathLike | bytes) -> tuple[int, int]:
+    """(width, height) of a file, or what it holds, of which no more than the header is read.
 
     Raises:
       InputError: as `opened`.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from didr_jax.recipes.digits import data as digits_data
+from didr_jax.reporting.contents import read_workdir
 from didr_jax.training.metrics import read_metrics
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -48,6 +50,16 @@ def test_a_short_run_trains_reports_and_is_not_redone(name, tmp_path):
         shares = [line["utilisation"] for line in read_metrics(tmp_path) if line["stage"] == stage and line["step"] > 1]
         assert all(0 < share < 20 for share in shares)  # whatever this machine's real peak is
         assert os.path.exists(tmp_path / f"curves_{stage}.png")
+    with open(tmp_path / "report.html", encoding="utf-8") as file:
+        page = file.read()
+    for label, row in rows.items():
+        assert label in page and all(f"{value:.4g}" in page for value in row.values())
+    assert f"--workdir={tmp_path}" in page and "--mode=sample" in page and "The reward of single samples" in page
+    assert (
+        page.count(", before (number")
+        == (0 if name == "mixture" else page.count(", after (number"))
+        == page.count('class="pair small"')
+    )
 
     again = run(name, tmp_path, *few)
     assert "img/s" not in again and again.count("finished at step 6") == len(SHORT[name])
@@ -83,3 +95,21 @@ def test_alignment_raises_the_reward_and_approaches_the_tilted_data(seed, tmp_pa
     assert after["reward"] > before["reward"] + 0.3
     assert after["to_tilted_data"] < before["to_tilted_data"] - 0.3
     assert after["accuracy"] > 0.85 and after["diversity"] > 0.85 * before["diversity"]
+
+
+@pytest.mark.slow
+def test_plain_reward_ascent_raises_the_alarm_for_hacking_and_didr_does_not(tmp_path):
+    """`refl` on digits collapses within a hundred steps: its judge no longer reads what was asked for."""
+    short = {"pretrain": 1200, "reward": 500, "judge": 600, "distill": 300, "align": 120}
+    few = [f"--config.{stage}.steps={steps}" for stage, steps in short.items()]
+    few += ["--config.eval.samples=1000", "--config.eval.every=20", "--config.checkpoint.every=300"]
+    healthy = run("digits", tmp_path / "didr", *few, timeout=1500)
+    before = [stage for stage in short if stage != "align"]
+    for stage in before:  # the same start
+        shutil.copytree(tmp_path / "didr" / "checkpoints" / stage, tmp_path / "refl" / "checkpoints" / stage)
+    hacked = run("digits", tmp_path / "refl", *few, "--config.align.objective=refl", timeout=1500)
+    assert "hacked" not in healthy and "the reward may be hacked: accuracy fell" in hacked
+    marks = {who: [line.get("hacking/accuracy") for line in read_metrics(tmp_path / who)] for who in ("didr", "refl")}
+    assert 1.0 not in marks["didr"] and marks["refl"][-1] == 1.0
+    verdicts = {who: read_workdir(str(tmp_path / who)).verdict() for who in ("didr", "refl")}
+    assert verdicts["didr"].level == "good" and verdicts["refl"].level == "bad"

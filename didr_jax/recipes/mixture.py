@@ -20,10 +20,13 @@ from didr_jax.diffusion import add_noise, signal_and_noise, to_x0
 from didr_jax.distances import energy_distance, knn_entropy
 from didr_jax.models.dit import PointNet
 from didr_jax.objectives import OBJECTIVES, Objective, denoising_loss
+from didr_jax.reporting.curves import curves
+from didr_jax.reporting.page import write_report
+from didr_jax.reporting.pairs import write_pairs
 from didr_jax.training.evaluation import Evaluator, Verdict, over_rows
 from didr_jax.training.parallel import made
 from didr_jax.training.recipe import Recipe
-from didr_jax.training.reports import curves, scatter, write_summary
+from didr_jax.training.reports import scatter, write_summary
 from didr_jax.training.run import Products, Run
 from didr_jax.training.stages import Stage, fit_stage, game_stage
 from didr_jax.training.startup import is_first_process
@@ -134,7 +137,7 @@ class Mixture(Recipe):
         return self.row(self.cloud(run.load({"generator": products["align"]["generator"]})["generator"]))
 
     def evaluate(self, products: Products, run: Run) -> None:
-        """summary.json, a picture of the samples beside the exact laws, and curves."""
+        """summary.json, a picture of the samples beside the exact laws, curves, report.html."""
         n, fresh = self.config.eval.samples, jax.random.key(self.config.eval.seed + 2)
         clouds = {"reference": self.reference.sample(fresh, n)}
         for label, stage in (("one-step initial", "distill"), (self.config.align.objective, "align")):
@@ -145,7 +148,19 @@ class Mixture(Recipe):
         if is_first_process():
             write_summary(run.workdir, rows, run.log)
             scatter(run.path("samples.png"), clouds)
+            self._leave_pairs(run, clouds["one-step initial"], clouds[self.config.align.objective])
             curves(run.workdir)
+            write_report(run.workdir)
+        run.log.say(f"wrote summary.json, samples.png, curves_*.png and report.html to {run.workdir}")
+
+    def _leave_pairs(self, run: Run, before: np.ndarray, after: np.ndarray) -> None:
+        """Rewards for the report; of the tilted law at the temperature of training as well."""
+        target = self.reference.tilt(self.reward, self.config.align.beta)
+        goal = target.sample(jax.random.key(self.config.eval.seed + 3), len(after))
+        clouds = {"reward_before": before, "reward_after": after, "target": goal}
+        rewards = {name: np.asarray(self.reward(cloud)) for name, cloud in clouds.items()}
+        none = np.empty((len(after), 0, 0), np.uint8)
+        write_pairs(run.workdir, none, none, [], **rewards, target_weights=np.ones(len(after)))
 
     def sample(self, products: Products, run: Run) -> None:
         generator = run.load({"generator": products["align"]["generator"]})["generator"]

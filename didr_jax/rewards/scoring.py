@@ -49,8 +49,8 @@ def _field(row: Any, names: Sequence[str], where: str) -> str:
     return plain(value, where)
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """An image file -> float32 `[h, w, 3]` in [-1, 1]; transparency is dropped, as the rewards' own code does.
+def read_image(path: str | os.PathLike | bytes) -> np.ndarray:
+    """An image file, or what it holds -> float32 `[h, w, 3]` in [-1, 1]; transparency is dropped, as the rewards' own code does.
 
     Raises:
       InputError: no such file, or not an image.
@@ -59,6 +59,38 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 
 @alone()  # every process scores all images
+def score_pictures(
+    images: Sequence[str | os.PathLike | bytes], prompts: Sequence[str], rewards: Sequence[RewardModel], batch_size: int = 8
+) -> dict[str, np.ndarray]:
+    """Scores of n images against their prompts by all rewards, `{reward: [n]}` in published units.
+
+    The rewards' weights are loaded here, once, and let go of.  Images of any sizes: those of one size are scored together; only the resize is compiled anew for another size.
+
+    Args:
+      images: paths, or what image files hold.
+      prompts: n.
+      rewards: `didr_jax.rewards.load(...)` each, with different names.
+      batch_size: images scored at once.
+
+    Raises:
+      InputError: unreadable images, no rewards, weights that do not fit.
+    """
+    if not rewards or len({r.name for r in rewards}) < len(rewards):
+        raise InputError("score: give one or more rewards with different names")
+    for r in rewards:
+        r.weights.check()
+    params = {r.name: r.weights.load() for r in rewards}
+    programs = {r.name: (jax.jit(r.score), jax.jit(r.preprocess)) for r in rewards}
+    scores = {r.name: np.zeros(len(images)) for r in rewards}
+    for indices in _batches(images, batch_size):
+        filled = indices + [indices[-1]] * (batch_size - len(indices))  # one shape, one program
+        x, text = np.stack([read_image(images[i]) for i in filled]), [prompts[i] for i in filled]
+        for r in rewards:
+            score, preprocess = programs[r.name]
+            scores[r.name][indices] = np.asarray(score(params[r.name], preprocess(x), r.tokenize(text)))[: len(indices)]
+    return scores
+
+
 def score_folder(
     images: str | os.PathLike,
     prompts: str | os.PathLike,
@@ -69,8 +101,6 @@ def score_folder(
     outside: bool = False,
 ) -> list[dict[str, str | float]]:
     """Scores every image against its prompt by all rewards, in their published units, and prints the means.
-
-    The rewards' weights are loaded here, once, and let go of.  Images of any sizes: those of one size are scored together; only the resize is compiled anew for another size.
 
     Args:
       images: the folder.
@@ -95,19 +125,12 @@ def score_folder(
     absent = sorted({name for name, _ in pairs if not os.path.isfile(Path(images) / name)})
     if absent:
         raise InputError(f"score: {len(absent)} images are not in {images}: {', '.join(absent)}")
-    for r in rewards:
-        r.weights.check()
-    params = {r.name: r.weights.load() for r in rewards}
-    programs = {r.name: (jax.jit(r.score), jax.jit(r.preprocess)) for r in rewards}
-    rows: list[dict] = [{"image": name, "prompt": prompt} for name, prompt in pairs]
-    for indices in _batches(Path(images), pairs, batch_size):
-        filled = indices + [indices[-1]] * (batch_size - len(indices))  # one shape, one program
-        x = np.stack([read_image(Path(images) / pairs[i][0]) for i in filled])
-        text = [pairs[i][1] for i in filled]
-        for r in rewards:
-            score, preprocess = programs[r.name]
-            for i, value in zip(indices, np.asarray(score(params[r.name], preprocess(x), r.tokenize(text))), strict=False):
-                rows[i][r.name] = float(value)
+    files = [Path(images) / name for name, _ in pairs]
+    scores = score_pictures(files, [prompt for _, prompt in pairs], rewards, batch_size)
+    rows: list[dict] = [
+        {"image": name, "prompt": prompt} | {reward: float(values[i]) for reward, values in scores.items()}
+        for i, (name, prompt) in enumerate(pairs)
+    ]
     if out is not None:
         _write(Path(out), rows)
     print(table(rows, [r.name for r in rewards]))
@@ -123,11 +146,11 @@ def _require_inside(folder: Path, names: Sequence[str]) -> None:
             )
 
 
-def _batches(folder: Path, pairs: Sequence[Pair], batch_size: int) -> Iterator[list[int]]:
-    """Row numbers, at most `batch_size` at a time, all of one image size."""
+def _batches(images: Sequence[str | os.PathLike | bytes], batch_size: int) -> Iterator[list[int]]:
+    """Places among the images, at most `batch_size` at a time, all of one image size."""
     by_size = defaultdict(list)
-    for i, (name, _) in enumerate(pairs):
-        by_size[size_of(folder / name)].append(i)
+    for i, each in enumerate(images):
+        by_size[size_of(each)].append(i)
     for indices in by_size.values():
         for start in range(0, len(indices), batch_size):
             yield indices[start : start + batch_size]

@@ -104,19 +104,30 @@ class Checkpoints:
       section: the policy, `config.checkpoint`.
       about: what every save says of its origin, as JSON holds it.
       say: prints a line for the user.
+      largest: a figure besides `section.best`, the save with the largest value of which is kept too; empty: none.
     """
 
-    def __init__(self, directory: str, section, about: dict | None = None, say: Callable[[str], None] = print):
-        self._directory, self._about, self._say, self._best = os.path.abspath(directory), about or {}, say, section.best
+    def __init__(
+        self,
+        directory: str,
+        section,
+        about: dict | None = None,
+        say: Callable[[str], None] = print,
+        largest: str = "",
+    ):
+        self.directory = os.path.abspath(directory)
+        self._about, self._say = about or {}, say
+        self._best = {
+            name: sign for name, sign in ((section.best, 1 if section.best_mode == "max" else -1), (largest, 1)) if name
+        }
         keep = [checkpoint_managers.LatestN(section.keep)]
         if section.keep_every:
             keep.append(checkpoint_managers.EveryNSteps(section.keep_every))
-        if section.best:
-            sign = 1 if section.best_mode == "max" else -1
-            figure = lambda metrics: sign * metrics[section.best]
+        for name, sign in self._best.items():
+            figure = lambda metrics, name=name, sign=sign: sign * metrics[name] if name in metrics else -np.inf
             keep.append(checkpoint_managers.BestN(get_metric_fn=figure, n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(create=True, preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep))
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest(self) -> int | None:
         """The step of the newest complete save, or None."""
@@ -138,10 +149,10 @@ class Checkpoints:
 
         def check():
             need = _bytes(shapes)
-            free = shutil.disk_usage(self._directory).free
+            free = shutil.disk_usage(self.directory).free
             if free < need:
                 raise InputError(
-                    f"--workdir: a checkpoint needs {need / 1e9:.3g} GB and {self._directory} has {free / 1e9:.3g} GB "
+                    f"--workdir: a checkpoint needs {need / 1e9:.3g} GB and {self.directory} has {free / 1e9:.3g} GB "
                     "free; make room or choose another"
                 )
 
@@ -164,21 +175,21 @@ class Checkpoints:
         of_each = lambda describe: {name: describe(tree) for name, tree in items.items()}
         meta = {"format": FORMAT, "step": step, **self._about, "leaves": of_each(_describe), "digests": of_each(_digests)}
         meta |= {"note": note} if note else {}
-        judged = {self._best: figures[self._best]} if figures and np.isfinite(figures.get(self._best, np.nan)) else None
+        judged = {name: figures[name] for name in self._best if np.isfinite(figures.get(name, np.nan))} if figures else {}
         with self._writing(step):
             self._probe(_bytes(items))
             contents = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
             args = ocp.args.Composite(**contents, meta=ocp.args.JsonSave(meta))
-            self._manager.save(step, args=args, metrics=judged)
+            self._manager.save(step, args=args, metrics=judged or None)
 
     def _probe(self, need: int) -> None:
         """Raises OSError where orbax would only find out, minutes later, in one of its threads."""
         if is_first_process():
-            probe = os.path.join(self._directory, ".probe")
+            probe = os.path.join(self.directory, ".probe")
             with open(probe, "wb") as file:
                 file.write(bytes(2**16))
             os.remove(probe)
-            if shutil.disk_usage(self._directory).free < need:
+            if shutil.disk_usage(self.directory).free < need:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @contextlib.contextmanager
@@ -191,7 +202,7 @@ class Checkpoints:
                 self._manager.reload()
             at = "" if step is None else f" at step {step}"
             raise CannotSave(
-                f"could not write a checkpoint to {self._directory}{at} ({type(error).__name__}: {cause}); "
+                f"could not write a checkpoint to {self.directory}{at} ({type(error).__name__}: {cause}); "
                 f"the last good one is of step {self._manager.latest_step()}. Mend that and start again"
             ) from error
 
@@ -215,10 +226,10 @@ class Checkpoints:
             if problem is None:
                 return step, items
             damaged.append(self._set_aside(step))
-            self._say(f"checkpoint {self._directory}/{step} is damaged ({problem}); moved to {damaged[-1]}")
+            self._say(f"checkpoint {self.directory}/{step} is damaged ({problem}); moved to {damaged[-1]}")
         if damaged:
             raise InputError(
-                f"no checkpoint of {self._directory} can be read (moved to {', '.join(damaged)}); "
+                f"no checkpoint of {self.directory} can be read (moved to {', '.join(damaged)}); "
                 "put back a good copy, or start again to train this stage from its beginning"
             )
         return None
@@ -234,7 +245,7 @@ class Checkpoints:
         except InputError:
             raise
         except Exception as error:  # whatever orbax and the file system find wrong
-            raise InputError(f"checkpoint {self._directory}/{step} is damaged ({_line(error)}); {_REMEDY}") from None
+            raise InputError(f"checkpoint {self.directory}/{step} is damaged ({_line(error)}); {_REMEDY}") from None
         return {name: self._product(step, name, _shapes_of(leaves[name])) for name in leaves if name != STATE}
 
     def _product(self, step: int, name: str, saved: PyTree) -> Weights:
@@ -244,7 +255,7 @@ class Checkpoints:
                 places = jax.tree.map(lambda _, place=places: place, saved)
             items, problem = self._restore(step, {name: with_places(saved, places)}, whole=False)
             if problem is not None:
-                raise InputError(f"checkpoint {self._directory}/{step}: {name} is damaged ({problem}); {_REMEDY}")
+                raise InputError(f"checkpoint {self.directory}/{step}: {name} is damaged ({problem}); {_REMEDY}")
             return jax.tree.map(lambda a, wanted: a.astype(wanted.dtype), items[name], shapes)
 
         return Weights(saved, fill)
@@ -254,7 +265,7 @@ class Checkpoints:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if meta.get("format", 1) != FORMAT:
             raise InputError(
-                f"checkpoint {self._directory}/{step} was saved by another version of didr_jax (code {meta.get('code')}, "
+                f"checkpoint {self.directory}/{step} was saved by another version of didr_jax (code {meta.get('code')}, "
                 f"format {meta.get('format', 1)}; this one reads {FORMAT}): go on with that version, or use a new workdir"
             )
         return meta
@@ -276,7 +287,7 @@ class Checkpoints:
             if differing:
                 k = differing[0]
                 raise InputError(
-                    f"checkpoint {self._directory}/{step} holds another state (saved by code {meta.get('code')}): {k} is "
+                    f"checkpoint {self.directory}/{step} holds another state (saved by code {meta.get('code')}): {k} is "
                     f"{found.get(k)} there and {wanted.get(k)} here, {len(differing)} leaves differ; use a new workdir"
                 )
             args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
@@ -298,11 +309,11 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> str:
         """Moves a save out of the way, keeping it; returns where to."""
-        stage = os.path.basename(self._directory)
-        target = os.path.join(os.path.dirname(self._directory), "corrupt", f"{stage}-{step}-{int(time.time())}")
+        stage = os.path.basename(self.directory)
+        target = os.path.join(os.path.dirname(self.directory), "corrupt", f"{stage}-{step}-{int(time.time())}")
         if is_first_process():
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.replace(os.path.join(self._directory, str(step)), target)
+            os.replace(os.path.join(self.directory, str(step)), target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(target)
         self._manager.reload()

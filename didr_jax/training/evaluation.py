@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from didr_jax.training.hacking import Watched
 from didr_jax.training.parallel import ROWS, put_batch, to_host
 from didr_jax.types import PyTree, Weights
 
@@ -36,11 +37,13 @@ class Evaluator:
       judge: `(products, frozen) -> Verdict`, called in every process under the run's mesh: `products` are the arrays
         of the stage's products by name, `frozen` those of the stage's and of the evaluator's own `frozen`.
       frozen: what `judge` reads besides the stage's own frozen parameters; loaded when it first runs.
+      watched: which of its figures tell that the reward is being hacked; None: none does.
     """
 
     every: int
     judge: Callable[[Mapping[str, PyTree], Mapping[str, PyTree]], Verdict]
     frozen: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
+    watched: Watched | None = None
 
 
 class Evaluators:
@@ -56,6 +59,10 @@ class Evaluators:
     def __init__(self, evals: Mapping[str, Evaluator], steps: int, frozen: Mapping[str, PyTree], load: Callable):
         self._evals = {name: each for name, each in evals.items() if each.every}
         self._steps, self._frozen, self._load = steps, dict(frozen), load
+
+    def watched(self) -> list[Watched]:
+        """What each of them watches."""
+        return [each.watched for each in self._evals.values() if each.watched is not None]
 
     def due(self, step: int) -> list[str]:
         """Names of those that are to run after `step` steps."""

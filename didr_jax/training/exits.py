@@ -5,6 +5,7 @@
     70   N updates in a row were not finite (`NotFinite`): saved, and `stopped.json` says what went bad
     74   a checkpoint or a log could not be written (`CannotSave`): the last good save is intact
     75   asked to stop (`Preempted`): saved; the same command goes on
+    76   the reward was being hacked, and `watch.hacking=stop` (`Hacked`): saved, and so is the best state before
     134  JAX aborted, because another process of the run died: start all again, they go on (a process that
          is talking to the dead one at that moment can end with 1 and a traceback instead)
 
@@ -38,6 +39,10 @@ class CannotSave(RunStopped):
 
 class Preempted(RunStopped):
     code = 75
+
+
+class Hacked(RunStopped):
+    code = 76
 
 
 class StopRequest:

@@ -14,9 +14,10 @@ import jax
 from didr_jax.training import flops
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.chips import peak_here
-from didr_jax.training.evaluation import Evaluators, Verdict
-from didr_jax.training.exits import NotFinite, Preempted, StopRequest
-from didr_jax.training.metrics import Progress, RunLog
+from didr_jax.training.evaluation import PREFIX, Evaluators, Verdict
+from didr_jax.training.exits import Hacked, NotFinite, Preempted, StopRequest
+from didr_jax.training.hacking import HackingWatch, in_words
+from didr_jax.training.metrics import Progress, RunLog, read_metrics
 from didr_jax.training.parallel import check_batches, held, put_batch, settle
 from didr_jax.training.profiling import ProfileWindow
 from didr_jax.training.recipe import Recipe
@@ -30,7 +31,7 @@ def run_stage(stage: Stage, label: str, run: Run, stop: StopRequest) -> dict[str
     """Runs a stage to its end, from its newest whole save if there is one, and returns its products.
 
     Raises:
-      NotFinite, Preempted, CannotSave: see `exits`; all but the last leave the newest state saved.
+      NotFinite, Hacked, Preempted, CannotSave: see `exits`; all but the last leave the newest state saved.
     """
     saves = run.saves(stage.name)
     try:
@@ -78,6 +79,7 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
     step_fn = stage.compiled(places, run.mesh)
     frozen = run.load(stage.frozen)
     evaluators = Evaluators(stage.evals, stage.steps, frozen, run.load)
+    alarm, stops = _alarm(evaluators, stage.name, first, run), config.watch.hacking == "stop"
     progress = Progress(run.log, label, stage.name, first, stage.steps, stage.batch_size)
     window = ProfileWindow(config.profile, stage.name, run.workdir)
     dropped = Dropped(config.watch.dropped, stage.batch_size)
@@ -97,15 +99,21 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
         write_stopped(run.workdir, stage.name, done, _floats(metrics), message)
         return message
 
-    def judge(done: int) -> dict[str, float]:
-        """What evaluators find after `done` steps, logged."""
+    def judge(done: int) -> tuple[dict[str, float], str | None]:
+        """What evaluators find after `done` steps, logged; and why to stop, if the reward is hacked and that stops a run."""
         names = evaluators.due(done)
         if not names:
-            return {}
+            return {}, None
         with progress.paused():
             verdict = evaluators.run(names, stage.made_of(state))
-        _log_verdict(verdict, label, stage.name, done, run.log)
-        return verdict.figures
+            marks, raised = alarm.look(done, {name.removeprefix(PREFIX): value for name, value in verdict.figures.items()})
+            _log_verdict(verdict, marks, label, stage.name, done, run.log)
+            message = f"{label}  {done:>5}  {in_words(raised)}" if raised else None
+            if message:
+                run.log.say(message)
+            if run.redraw:
+                run.redraw(False)
+        return verdict.figures | marks, message if stops else None
 
     if first == 0:
         judge(0)
@@ -123,16 +131,23 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
             progress.started(done)
         if last and not trouble:
             trouble = look(done, metrics)
-        found = {} if trouble else judge(done)
+        found, hacked = ({}, None) if trouble else judge(done)
         if step == first:
             _check_best(config.checkpoint.best, metrics, stage, label, run.log)
         asked = stop.poll()
-        if done % config.checkpoint.every == 0 or last or asked or trouble:
-            figures = _floats(metrics) | found if config.checkpoint.best else None
+        if done % config.checkpoint.every == 0 or last or asked or trouble or (stops and found):
+            figures = _floats(metrics) | found if config.checkpoint.best or stops else None
             saves.save(done, stage.split(state), figures, note=trouble or "")
-        if trouble or (asked and not last):
+        if trouble or hacked or (asked and not last):
             window.close(state)
             saves.wait()
+            if hacked:
+                message = f"{hacked}; {_kept(alarm.best_step, saves)}"
+                write_stopped(run.workdir, stage.name, done, _floats(metrics) | found, message)
+            if run.redraw and (hacked or trouble):
+                run.redraw(True)
+            if hacked:
+                raise Hacked(message)
             raise NotFinite(f"{trouble}; saved at step {done}") if trouble else Preempted(_asked(label, done))
         previous = (done, metrics)
     window.close(state)
@@ -147,10 +162,27 @@ def _asked(label: str, done: int) -> str:
     return f"{label} was asked to stop and is saved at step {done}; the same command goes on"
 
 
-def _log_verdict(verdict: Verdict, label: str, stage: str, done: int, log: RunLog) -> None:
+def _alarm(evaluators: Evaluators, stage: str, first: int, run: Run) -> HackingWatch:
+    """The alarm for reward hacking, with the evaluations that a run had before it goes on from `first`."""
+    if run.config.watch.hacking == "off":
+        return HackingWatch(())
+    watched, past = evaluators.watched(), {}
+    for record in read_metrics(run.workdir) if watched and first else ():
+        if record["stage"] == stage and record["step"] <= first:
+            past[record["step"]] = {k.removeprefix(PREFIX): v for k, v in record.items() if k.startswith(PREFIX)}
+    return HackingWatch(watched, {step: figures for step, figures in past.items() if figures})
+
+
+def _kept(step: int | None, saves: Checkpoints) -> str:
+    """Where the best state is that was saved before the reward was hacked."""
+    where = f"the best state before is the save of step {step}" if step in saves.steps() else "no state before it was saved"
+    return f"{where} ({saves.directory}). Raise align.beta, or go on with --config.watch.hacking=warn"
+
+
+def _log_verdict(verdict: Verdict, marks: dict[str, float], label: str, stage: str, done: int, log: RunLog) -> None:
     told = {name: value for name, value in verdict.figures.items() if math.isfinite(value)}
     log.say(f"{label}  {done:>5}  " + "  ".join(f"{name} {value:.4g}" for name, value in told.items()))
-    log.write(stage, done, verdict.figures)
+    log.write(stage, done, verdict.figures | marks)
     log.show(stage, done, verdict.pictures)
 
 
@@ -164,7 +196,7 @@ def train(recipe: Recipe, run: Run) -> Products:
 
     Raises:
       InputError: a batch that the mesh cannot divide.
-      NotFinite, Preempted, CannotSave: see `exits`.
+      NotFinite, Hacked, Preempted, CannotSave: see `exits`.
     """
     check_batches(run.config, run.mesh)
     products: dict[str, dict[str, Weights]] = {}

@@ -9,12 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from didr_jax.training.metrics import RunLog, read_metrics
+from didr_jax.training.metrics import RunLog
 from didr_jax.training.workdir import whole_file, write_json
-
-COLUMNS = 5  # of curves
-# What the log says besides figures of the training itself.
-UNDRAWN = ("stage", "step", "images_seen", "images_per_second", "utilisation", "skipped")
 
 
 def write_summary(workdir: str, rows: dict[str, dict[str, float]], log: RunLog) -> None:
@@ -55,29 +51,6 @@ def _save_figure(path: str, figure) -> None:
             figure.savefig(file, format="png", dpi=100)
     finally:
         plt.close(figure)
-
-
-def curves(workdir: str) -> None:
-    """`curves_<stage>.png` for each stage in metrics.jsonl: every logged figure against the step."""
-    records = read_metrics(workdir)
-    for stage in dict.fromkeys(record["stage"] for record in records):
-        lines = [record for record in records if record["stage"] == stage]
-        names = [n for n in dict.fromkeys(name for line in lines for name in line) if n not in UNDRAWN]
-        if not names:
-            continue
-        rows = -(-len(names) // COLUMNS)
-        figure, axes = plt.subplots(rows, min(len(names), COLUMNS), figsize=(15, 2.4 * rows + 0.4), squeeze=False)
-        for axis in axes.flat[len(names) :]:
-            axis.set_axis_off()
-        for axis, name in zip(axes.flat, names, strict=False):
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            axis.plot(*zip(*points, strict=True), lw=1.2, marker="." if len(points) < 12 else None)
-            axis.set_title(name, fontsize=9)
-            axis.set_xlabel("step", fontsize=8)
-            axis.tick_params(labelsize=7)
-        figure.suptitle(stage, fontsize=10)
-        figure.tight_layout()
-        _save_figure(os.path.join(workdir, f"curves_{stage}.png"), figure)
 
 
 def scatter(path: str, clouds: dict[str, np.ndarray]) -> None:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from didr_jax.training.checkpoint import Checkpoints, code_version
+from didr_jax.training.hacking import MARK, UNHARMED
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import shardings, with_places
 from didr_jax.training.redact import redacted
@@ -19,12 +20,17 @@ Products = Mapping[str, Mapping[str, Weights]]  # stage -> what it leaves to lat
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run.  Everything is loaded into its place by the rules of `config.mesh`."""
+    """One run.  Everything is loaded into its place by the rules of `config.mesh`.
+
+    `redraw(must)` is called after evaluations, and where a run ends early (then it must): what the run shows of itself may be
+    drawn again; None: nothing is.
+    """
 
     config: Any
     workdir: str
     mesh: Mesh
     log: RunLog
+    redraw: Callable[[bool], None] | None = None
 
     def path(self, *names: str) -> str:
         """Of a file in the workdir."""
@@ -32,7 +38,8 @@ class Run:
 
     def saves(self, stage: str) -> Checkpoints:
         about = {"stage": stage, "code": code_version(), "jax": jax.__version__, "config": redacted(self.config.to_dict())}
-        return Checkpoints(self.path("checkpoints", stage), self.config.checkpoint, about, self.log.say)
+        largest = MARK + UNHARMED if self.config.watch.hacking == "stop" else ""
+        return Checkpoints(self.path("checkpoints", stage), self.config.checkpoint, about, self.log.say, largest)
 
     def places(self, tree: PyTree) -> PyTree:
         """A sharding for every leaf."""

@@ -6,6 +6,7 @@ from didr_jax.diffused_reward import ESTIMATORS
 from didr_jax.diffusion import PREDICTIONS
 from didr_jax.objectives import OBJECTIVES, WEIGHTINGS
 from didr_jax.schedules import Schedule
+from didr_jax.training.hacking import HACKING
 from didr_jax.training.optim import MOMENT_DECAY, OPTIMIZERS
 from didr_jax.training.parallel import parse_rules
 from didr_jax.types import InputError
@@ -24,6 +25,7 @@ def validate(config) -> None:
     require_choice("log.service", config.log.service, ("", "wandb", "trackio"))
     require(config.watch.patience >= 1, "watch.patience", config.watch.patience, "must be at least 1")
     require(0 <= config.watch.dropped <= 1, "watch.dropped", config.watch.dropped, "must lie in [0, 1]")
+    require_choice("watch.hacking", config.watch.hacking, HACKING)
     require_choice("profile.stage", config.profile.stage, ("", *config.stages))
     parse_rules(config.mesh.rules)
     require(0 < config.compile.utilisation <= 1, "compile.utilisation", config.compile.utilisation, "must lie in (0, 1]")

@@ -6,8 +6,8 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from typing import IO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
 
 from didr_jax.config import flatten
 from didr_jax.json_files import read_object
@@ -34,7 +34,7 @@ def make_workdir(workdir: str) -> None:
         raise InputError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from None
 
 
-def claim_workdir(config, workdir: str, free: Sequence[str] = ()) -> None:
+def claim_workdir(config, workdir: str, free: Sequence[str] = (), start: Mapping[str, Any] | None = None) -> None:
     """Refuses `workdir` if it belongs to another config, and saves the resolved config in it.
 
     To be called by the holder of its `lock`, so that of two runs that start at once only one writes.
@@ -43,17 +43,22 @@ def claim_workdir(config, workdir: str, free: Sequence[str] = ()) -> None:
       config: of the run.
       workdir: of `make_workdir`.
       free: sections of the config, besides `FREE`, that may differ from those of an earlier start.
+      start: how a run was begun, as `report.html` tells it: its `program`, its `flags`, the `modes` that it has; None: keep
+        what an earlier start said.
 
     Raises:
       InputError: trained with values that contradict `config` (all are named), or by another version.
     """
     path = os.path.join(workdir, "config.json")
+    about: Mapping[str, Any] = {}
     if os.path.exists(path):
-        _require_same(config, _read(path, workdir), workdir, (*FREE, *free))
-    write_json(path, {KEY: {"layout": LAYOUT}, **redacted(config.to_dict())}, sort_keys=True)
+        raw, about = _read(path, workdir)
+        _require_same(config, raw, workdir, (*FREE, *free))
+    write_json(path, {KEY: {**(start or about), "layout": LAYOUT}, **redacted(config.to_dict())}, sort_keys=True)
 
 
-def _read(path: str, workdir: str) -> dict:
+def _read(path: str, workdir: str) -> tuple[dict, dict]:
+    """The config, and what is said of who wrote it."""
     remedy = "put back a good copy, or use a new workdir"
     raw = read_object(path, remedy)
     about = raw.pop(KEY, {"layout": 1})
@@ -66,7 +71,7 @@ def _read(path: str, workdir: str) -> dict:
             f"--workdir={workdir} belongs to {older} didr_jax (workdir layout {layout}, this version's is {LAYOUT}): "
             "go on with that version, or use a new workdir"
         )
-    return raw
+    return raw, about
 
 
 def _require_same(config, raw: dict, workdir: str, free: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 diffusers runs out; and what is refused before any work.  A backbone joins by a row of `backbones`."""
 
 import dataclasses
+import html
 import json
 import shutil
 
@@ -18,6 +19,7 @@ from didr_jax import lora  # noqa: E402
 from didr_jax.objectives import OBJECTIVES  # noqa: E402
 from didr_jax.recipes.text_to_image.export import ADAPTER, WEIGHTS, write_export  # noqa: E402
 from didr_jax.recipes.text_to_image.report import PromptJudge  # noqa: E402
+from didr_jax.reporting.pairs import read_pairs  # noqa: E402
 from didr_jax.training.metrics import read_metrics  # noqa: E402
 from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
 from tests.parity.oracle import assert_close  # noqa: E402
@@ -95,6 +97,7 @@ def test_a_run_is_logged_and_judged(trained, bench):
         terms = {name: (line[f"reward/{name}"] - m.centre) / m.spread for name, m in models.items() if name not in held_out}
         assert line["reward"] == pytest.approx(sum(weights[name] * r for name, r in terms.items()), rel=1e-5)
     summary = json.loads((trained[0] / "summary.json").read_text())
+    before, after = summary.values()
     assert list(summary) == ["one step, initial", "one step, didr"]
     assert all(set(row) == {"reward", *models, "brightness", "letters"} for row in summary.values())
     assert all(row["letters"] == sum(map(len, bench.row.tiny.PROMPTS[:3])) for row in summary.values())
@@ -102,6 +105,11 @@ def test_a_run_is_logged_and_judged(trained, bench):
     assert summary["one step, didr"]["brightness"] == pytest.approx(shown.mean(), rel=1e-6)
     assert (trained[0] / "before.png").read_bytes() != (trained[0] / "after.png").read_bytes()
     assert (trained[0] / "curves_align.png").is_file()
+    pairs, page = read_pairs(str(trained[0])), (trained[0] / "report.html").read_text(encoding="utf-8")
+    assert pairs.captions.tolist() == [prompt.strip() for prompt in bench.row.tiny.PROMPTS[:3]]
+    for rewards, row in ((pairs.reward_before, before), (pairs.reward_after, after)):
+        assert np.mean(rewards) == pytest.approx(row["reward"])
+    assert all(html.escape(prompt) in page for prompt in pairs.captions) and "--mode=export" in page
 
 
 def picture_of(path, n, tiny):

@@ -10,13 +10,13 @@ from jax.experimental import multihost_utils
 from tiny_runs import REPO
 
 from didr_jax.training import exits
-from didr_jax.training.exits import CannotSave, NotFinite, Preempted, RunStopped, StopRequest
+from didr_jax.training.exits import CannotSave, Hacked, NotFinite, Preempted, RunStopped, StopRequest
 
 ASKING = (signal.SIGTERM, signal.SIGINT)
 
 
 def test_every_way_to_stop_has_a_code_of_its_own_that_the_table_tells():
-    codes = {NotFinite: 70, CannotSave: 74, Preempted: 75}
+    codes = {NotFinite: 70, CannotSave: 74, Preempted: 75, Hacked: 76}
     assert {kind: kind.code for kind in RunStopped.__subclasses__()} == codes
     for kind, code in codes.items():
         assert f"\n    {code} " in exits.__doc__ and f"`{kind.__name__}`" in exits.__doc__

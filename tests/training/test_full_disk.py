@@ -8,9 +8,11 @@ import pytest
 from test_faults import small_disk
 from tiny_runs import tiny
 
+from didr_jax.reporting.curves import curves
+from didr_jax.reporting.pairs import write_pairs
 from didr_jax.training.exits import CannotSave
 from didr_jax.training.metrics import RunLog, _tensorboard
-from didr_jax.training.reports import curves, save_picture, scatter, write_summary
+from didr_jax.training.reports import save_picture, scatter, write_summary
 from didr_jax.training.watch import write_stopped
 from didr_jax.training.workdir import lock, whole_file, write_json
 
@@ -38,6 +40,7 @@ WRITERS = {
     "summary.json": lambda folder, log: write_summary(str(folder), {"row": {f"figure {i}": 1.0 for i in range(500)}}, log),
     "picture.png": lambda folder, log: save_picture(f"{folder}/picture.png", PICTURE),
     "curves_align.png": lambda folder, log: curves(str(folder)),
+    "pairs.npz": lambda folder, log: write_pairs(str(folder), PICTURE[None], PICTURE[None], ["noise"]),
     "samples.png": lambda folder, log: scatter(f"{folder}/samples.png", {"a": np.random.default_rng(0).normal(size=(500, 2))}),
     "progress/align/000003_grid.png": lambda folder, log: log.show("align", 3, {"grid": PICTURE}),
 }

@@ -1,7 +1,6 @@
 """Tables and pictures, read back from the files."""
 
 import json
-import math
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from PIL import Image
 
 from didr_jax.training.metrics import RunLog
-from didr_jax.training.reports import curves, picture_grid, save_picture, scatter, write_summary
+from didr_jax.training.reports import picture_grid, save_picture, scatter, write_summary
 
 
 @pytest.fixture
@@ -53,58 +52,6 @@ def test_a_picture_comes_back_from_its_file(shape, tmp_path):
     picture = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
     save_picture(str(tmp_path / "picture.png"), picture)
     np.testing.assert_array_equal(Image.open(tmp_path / "picture.png"), picture)
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The curves of every figure that is closed: {title of the figure: {title of the panel: points}}."""
-    found, close = {}, plt.close
-
-    def look(figure):
-        panels = {axis.get_title(): axis.lines[0].get_xydata().tolist() for axis in figure.axes if axis.axison}
-        found[figure.get_suptitle()] = panels
-        close(figure)
-
-    monkeypatch.setattr(plt, "close", look)
-    return found
-
-
-def test_every_stage_has_a_picture_with_a_panel_per_figure_and_none_for_bookkeeping(tmp_path, log, drawn):
-    bookkeeping = {"images_seen": 8, "images_per_second": 1.0, "utilisation": 0.4, "skipped": 0}
-    for step in (1, 2):
-        log.write("pretrain", step, {"loss": 1 / step} | bookkeeping)
-        log.write("align", step, {"loss": -step, "reward": step} | bookkeeping)
-    curves(str(tmp_path))
-    assert drawn == {
-        "pretrain": {"loss": [[1, 1.0], [2, 0.5]]},
-        "align": {"loss": [[1, -1], [2, -2]], "reward": [[1, 1], [2, 2]]},
-    }
-    for stage in drawn:
-        assert plt.imread(tmp_path / f"curves_{stage}.png").std() > 0.01
-
-
-def test_figures_that_are_told_less_often_are_drawn_where_they_are_told(tmp_path, log, drawn):
-    """An evaluator tells its own before the first step, and at its own period."""
-    log.write("align", 0, {"eval/reward": 0.25})
-    for step in (1, 2, 3):
-        log.write("align", step, {"loss": 0.5})
-    log.write("align", 2, {"eval/reward": 0.75})
-    curves(str(tmp_path))
-    assert drawn == {"align": {"eval/reward": [[0, 0.25], [2, 0.75]], "loss": [[1, 0.5], [2, 0.5], [3, 0.5]]}}
-
-
-def test_many_figures_go_on_in_further_rows(tmp_path, log, drawn):
-    log.write("align", 1, {f"figure {i}": i for i in range(7)})
-    curves(str(tmp_path))
-    assert len(drawn["align"]) == 7
-
-
-def test_a_figure_that_is_not_finite_leaves_a_gap_and_no_error(tmp_path, log, drawn):
-    values = [1.0, math.nan, math.inf, 0.5]
-    for step, loss in enumerate(values):
-        log.write("align", step, {"loss": loss})
-    curves(str(tmp_path))
-    np.testing.assert_array_equal(drawn["align"]["loss"], list(enumerate(values)))
 
 
 def test_clouds_have_a_panel_each_on_common_axes(tmp_path, monkeypatch):

@@ -156,7 +156,7 @@ class Digits(Recipe):
         before = products["distill"]
         frozen = {"reference": products["pretrain"]["params"], "reward": products["reward"]["params"]}
         judge = {"judge": products["judge"]["params"]} if "judge" in products else {}
-        evals = {"digits": Evaluator(self.config.eval.every, report.in_the_loop(self), judge)} if judge else {}
+        evals = {"digits": Evaluator(self.config.eval.every, report.in_the_loop(self), judge, report.WATCHED)} if judge else {}
         return self._game("align", before["generator"], before["ta"], frozen, evals)
 
     def _game(self, name: str, generator: Weights, ta: Weights, frozen: dict, evals: dict | None = None) -> Stage:

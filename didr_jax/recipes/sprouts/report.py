@@ -11,8 +11,10 @@ from didr_jax.recipes.sprouts import judging, parts
 from didr_jax.recipes.sprouts.album import to_float
 from didr_jax.recipes.sprouts.data import LATENT, Encoded, chat_tokens, clip_ids, encoded
 from didr_jax.recipes.sprouts.pipeline import NEW, prompts
+from didr_jax.reporting.curves import curves
+from didr_jax.reporting.page import write_report
 from didr_jax.training.evaluation import over_rows
-from didr_jax.training.reports import curves, picture_grid, save_picture, write_summary
+from didr_jax.training.reports import picture_grid, save_picture, write_summary
 from didr_jax.training.run import Products, Run
 from didr_jax.training.startup import is_first_process
 from didr_jax.types import PyTree
@@ -22,7 +24,7 @@ RIVALS = 100  # captions among which CLIP is to find a picture's own
 
 
 def evaluate(recipe, products: Products, run: Run) -> None:
-    """summary.json, a row a network; reconstructions.png and reference.png; curves."""
+    """summary.json, a row a network; reconstructions.png and reference.png; curves, report.html."""
     done = [stage for stage in recipe.stages if stage in products]
     params = {stage: run.load({"params": products[stage]["params"]})["params"] for stage in done}
     album, rng = recipe.album("held_out"), np.random.default_rng(recipe.config.eval.seed)
@@ -63,6 +65,7 @@ def evaluate(recipe, products: Products, run: Run) -> None:
         for name, picture in pictures.items():
             save_picture(run.path(f"{name}.png"), picture)
         curves(run.workdir)
+        write_report(run.workdir)
 
 
 def reference_images(recipe, params: PyTree, captions: list[str], scale: Encoded) -> np.ndarray:

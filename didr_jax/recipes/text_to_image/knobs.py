@@ -75,6 +75,12 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.score.prompts = ""  # .jsonl, .csv, .tsv or .parquet with an image name and a prompt a row
     config.score.batch_size = 8
     config.score.outside = False  # images may lie outside of that folder: absolute names, "..", links
+
+    config.tac = ml_collections.ConfigDict()  # --mode=tac: are the rewards aligned with people? (docs/metrics.md)
+    config.tac.rankings = ""  # people's: test.json of ImageRewardDB or HPDv2, a .parquet of Pick-a-Pic
+    config.tac.images = ""  # folder of the pictures that it names; Pick-a-Pic holds its own
+    config.tac.limit = 0  # use the first so many prompts; 0: all
+    config.tac.batch_size = 8
     return config
 
 

@@ -1,5 +1,6 @@
 """The recipe of every text-to-image backbone: one stage, `align`; what is checked before it; and its modes."""
 
+import dataclasses
 import functools
 import sys
 
@@ -14,11 +15,13 @@ from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resol
 from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.rewards.custom import try_out
 from didr_jax.rewards.scoring import score_folder
+from didr_jax.rewards.tac import judge_rewards, table
 from didr_jax.training.evaluation import Evaluator
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Products, Run
 from didr_jax.training.stages import Stage, game_stage
 from didr_jax.training.startup import is_first_process
+from didr_jax.training.workdir import write_json
 from didr_jax.types import InputError
 
 TRAIN = ("full", "lora")
@@ -41,8 +44,8 @@ class TextToImage(Recipe):
       planning: see `Task`.
     """
 
-    alone = ("score",)
-    free = ("eval", "sample", "export", "score")
+    alone = ("score", "tac")
+    free = ("eval", "sample", "export", "score", "tac")
     remedies = advice.REMEDIES
     luxuries = advice.LUXURIES
 
@@ -55,6 +58,7 @@ class TextToImage(Recipe):
             "sample": functools.partial(report.sample, self.task),
             "export": functools.partial(export.export, self.task),
             "score": self.score,
+            "tac": self.tac,
         }
 
     def planned(self) -> "TextToImage":
@@ -68,11 +72,11 @@ class TextToImage(Recipe):
         config = self.config
         for part, knob in (("network", "remat"), ("network", "vae_remat"), ("rewards", "remat")):
             require_choice(f"{part}.{knob}", config[part][knob], REMAT)
-        if mode == "score":
+        if mode in ("score", "tac"):
             if not chosen(config.rewards):
-                raise InputError("--mode=score has no reward: set config.rewards.hps or another")
-            _require_path("score.images", config.score.images)
-            _require_path("score.prompts", config.score.prompts)
+                raise InputError(f"--mode={mode} has no reward: set config.rewards.hps or another")
+            for key in ("images", "prompts") if mode == "score" else ("rankings",):
+                _require_path(f"{mode}.{key}", config[mode][key])
             return
         for who in ("generator", "ta"):
             require_choice(f"network.{who}", config.network[who], TRAIN)
@@ -139,7 +143,7 @@ class TextToImage(Recipe):
             conditions=conditions,
             condition_shapes=self._condition_shapes() if task.planning else None,
             frozen=task.frozen(),
-            evals={"samples": Evaluator(config.eval.every, report.in_the_loop(task))},
+            evals={"samples": Evaluator(config.eval.every, report.in_the_loop(task), watched=report.watched(task))},
         )
 
     def _condition_shapes(self):
@@ -157,6 +161,16 @@ class TextToImage(Recipe):
         if is_first_process():
             out = run.path("scores.csv")
             score_folder(section.images, section.prompts, models, out, batch_size=section.batch_size, outside=section.outside)
+
+    def tac(self, _products: Products, run: Run) -> None:
+        """tac.json: how far every configured reward, and the mix, agrees with people's rankings."""
+        section = self.config.tac
+        if is_first_process():
+            found = judge_rewards(
+                section.rankings, section.images, self.task.mix, limit=section.limit, batch_size=section.batch_size
+            )
+            print(table(found))
+            write_json(run.path("tac.json"), {name: dataclasses.asdict(each) for name, each in found.items()})
 
 
 def _require_path(key: str, value: str) -> None:

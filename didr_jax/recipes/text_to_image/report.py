@@ -11,9 +11,13 @@ import numpy as np
 from didr_jax.checks import named_function
 from didr_jax.recipes.text_to_image.conditions import PromptTable
 from didr_jax.recipes.text_to_image.task import Task
+from didr_jax.reporting.curves import curves
+from didr_jax.reporting.page import write_report
+from didr_jax.reporting.pairs import write_pairs
 from didr_jax.text.prompts import read_prompts
 from didr_jax.training.evaluation import Verdict, over_rows
-from didr_jax.training.reports import curves, picture_grid, save_picture, write_summary
+from didr_jax.training.hacking import Tolerance, Watched
+from didr_jax.training.reports import picture_grid, save_picture, write_summary
 from didr_jax.training.run import Products, Run
 from didr_jax.training.startup import is_first_process
 from didr_jax.training.workdir import whole_file
@@ -106,6 +110,15 @@ def initial(task: Task, frozen: PyTree, run: Run) -> Generator:
     return run.load({"generator": weights})["generator"], None
 
 
+def watched(task: Task) -> Watched | None:
+    """Rewards that are held out, which may fall by a quarter of their spread, and what `config.eval.judge` calls diversity."""
+    if task.mix is None:
+        return None
+    held_out = {name: model.spread for name, model in task.mix.models.items() if name not in task.mix.weights}
+    kept = {name: Tolerance(fall=spread / 4) for name, spread in held_out.items()}
+    return Watched("reward", kept | {"diversity": Tolerance(share=0.1)})
+
+
 def in_the_loop(task: Task) -> Callable:
     """An evaluator's judge: the mean of every reward, and a grid of the same prompts and noise every time."""
     judge = functools.cache(lambda: _judge(task))
@@ -125,22 +138,25 @@ def figures(task: Task, products: Products, run: Run) -> dict[str, float]:
 
 
 def evaluate(task: Task, products: Products, run: Run) -> None:
-    """summary.json (a row before, one after), before.png and after.png for the same noise, and curves."""
+    """summary.json (a row before, one after); grids and pairs before and after for the same noise; curves, report.html."""
     config, judge = task.config, _judge(task)
     frozen, steps = run.load(judge.weights), task.backbone.few_step.label
-    rows, pictures = {}, {}
+    rows, pictures, drawn, rewards = {}, {}, {}, {}
     for file, label, generator in (
         ("before", f"{steps}, initial", lambda: initial(task, frozen, run)),
         ("after", f"{steps}, {config.align.objective}", lambda: trained(task, frozen, products, run)),
     ):
         images, scores = judge.run(frozen, generator())
         rows[label], pictures[file] = judge.figures(images, scores), judge.grid(images)
+        drawn[file], rewards[f"reward_{file}"] = to_bytes(images), scores.get("reward")
     if is_first_process():
         write_summary(run.workdir, rows, run.log)
         for file, picture in pictures.items():
             save_picture(run.path(f"{file}.png"), picture)
+        write_pairs(run.workdir, captions=judge.table.prompts, **drawn, **rewards)
         curves(run.workdir)
-    run.log.say(f"wrote summary.json, before.png, after.png and curves_align.png to {run.workdir}")
+        write_report(run.workdir)
+    run.log.say(f"wrote summary.json, before.png, after.png, curves_align.png and report.html to {run.workdir}")
 
 
 def sample(task: Task, products: Products, run: Run) -> None:
