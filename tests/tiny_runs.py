@@ -38,32 +38,36 @@ def tiny(**overrides):
     return config
 
 
-def train_tiny(workdir, config, recipe=None) -> dict:
+def train_tiny(workdir, config, recipe=None, allowed=()) -> dict:
     """Trains in this process (the mixture, or another recipe); the products as `{path: numpy array}`."""
     import jax
     import numpy as np
 
     from didr_jax import recipes
+    from didr_jax.training.claims import compare
     from didr_jax.training.loop import train
     from didr_jax.training.metrics import RunLog
     from didr_jax.training.parallel import make_mesh, path_of, to_host
     from didr_jax.training.run import Run
     from didr_jax.training.startup import on_first
     from didr_jax.training.validate import validate
-    from didr_jax.training.workdir import claim_workdir, make_workdir
+    from didr_jax.training.workdir import make_workdir
 
     validate(config)
     recipe = recipe or recipes.build(config)
     mesh = make_mesh(config.mesh)
 
+    claims = []
+
     def claim():
         make_workdir(str(workdir))
-        claim_workdir(config, str(workdir), recipe.free)
+        claims.append(compare(config, str(workdir), recipe.free, allowed=allowed))
 
     on_first(claim)
+    record = claims[0].record if claims else lambda stage, step: []
     log = RunLog(str(workdir), config.log)
     try:
-        run = Run(config, str(workdir), mesh, log)
+        run = Run(config, str(workdir), mesh, log, record)
         with jax.set_mesh(mesh):
             products = to_host({stage: run.load(left) for stage, left in train(recipe, run).items()})
     finally:

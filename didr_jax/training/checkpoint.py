@@ -16,16 +16,18 @@ mesh is checked to the last bit.  A save that cannot be read back exactly is nam
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
@@ -82,6 +84,16 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _bytes(tree: PyTree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
@@ -104,19 +116,36 @@ class Checkpoints:
       section: the policy, `config.checkpoint`.
       about: what every save says of its origin, as JSON holds it.
       say: prints a line for the user.
+      read_only: nothing is made, removed or saved, whoever else trains here.
     """
 
-    def __init__(self, directory: str, section, about: dict | None = None, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        directory: str,
+        section,
+        about: dict | None = None,
+        say: Callable[[str], None] = print,
+        *,
+        read_only: bool = False,
+    ):
         self._directory, self._about, self._say, self._best = os.path.abspath(directory), about or {}, say, section.best
+        self._sign = 1 if section.best_mode == "max" else -1
         keep = [checkpoint_managers.LatestN(section.keep)]
         if section.keep_every:
             keep.append(checkpoint_managers.EveryNSteps(section.keep_every))
         if section.best:
-            sign = 1 if section.best_mode == "max" else -1
-            figure = lambda metrics: sign * metrics[section.best]
+            figure = lambda metrics: self._sign * metrics[section.best] if section.best in metrics else -math.inf
             keep.append(checkpoint_managers.BestN(get_metric_fn=figure, n=1, keep_checkpoints_without_metrics=False))
-        options = ocp.CheckpointManagerOptions(create=True, preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep))
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        if read_only:
+            options = ocp.CheckpointManagerOptions(create=False, read_only=True, save_interval_steps=0)
+        else:
+            policy = checkpoint_managers.AnyPreservationPolicy(keep)
+            # best_fn is what makes orbax write figures down: without, a run that goes on would forget its best save
+            options = ocp.CheckpointManagerOptions(
+                create=True, preservation_policy=policy, best_fn=figure if section.best else None
+            )
+        with _silent() if read_only else contextlib.nullcontext():  # of a reader, orbax warns that it reads
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest(self) -> int | None:
         """The step of the newest complete save, or None."""
@@ -125,6 +154,12 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps of all complete saves, in order."""
         return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """The step of the complete save that the policy's figure likes best; None if it was recorded for none."""
+        found = {step: (self._manager.metrics(step) or {}).get(self._best) for step in self.steps()}
+        judged = {step: value for step, value in found.items() if value is not None}
+        return max(judged, key=lambda step: self._sign * judged[step], default=None)
 
     def require_room(self, shapes: PyTree) -> None:
         """Raises InputError, in every process, if one more save of `shapes` would not fit on the disk."""

@@ -108,6 +108,7 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
         if step == first:
             jax.block_until_ready(metrics)
             progress.started(done)
+            _claim(run, stage.name, first)
         if last and not trouble:
             trouble = look(done, metrics)
         found = {} if trouble else judge(done)
@@ -123,6 +124,11 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
         previous = (done, metrics)
     window.close(state)
     return state
+
+
+def _claim(run: Run, stage: str, step: int) -> None:
+    for line in run.claim(stage, step):
+        run.log.say(line)
 
 
 def _floats(metrics: dict) -> dict[str, float]:
@@ -159,4 +165,5 @@ def train(recipe: Recipe, run: Run) -> Products:
         for i, name in enumerate(names):
             label = f"{name} ({i + 1}/{len(names)})"
             products[name] = run_stage(recipe.stages[name](products), label, run, stop)
+        _claim(run, names[-1], run.config[names[-1]].steps)
     return products

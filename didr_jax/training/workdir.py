@@ -1,4 +1,4 @@
-"""The workdir of a run: one config for good, one live run at a time, whole files only."""
+"""The workdir of a run: its config, one live run at a time, whole files only."""
 
 import contextlib
 import errno
@@ -9,15 +9,12 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from didr_jax.config import flatten
 from didr_jax.training.exits import CannotSave
 from didr_jax.types import InputError
 
 LAYOUT = 2  # of a workdir; 1, before didr_jax 0.2, kept the products inside the state
+CONFIG = "config.json"
 KEY = "didr_jax"  # of the entry in config.json that says who wrote it
-
-# What may change between a run and its resumption: these do not touch what is trained.  Recipes add their own.
-FREE = ("log", "checkpoint", "watch", "profile", "mesh", "distributed", "compile", "compiler")
 
 
 def make_workdir(workdir: str) -> None:
@@ -32,30 +29,20 @@ def make_workdir(workdir: str) -> None:
         raise InputError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from None
 
 
-def claim_workdir(config, workdir: str, free: Sequence[str] = ()) -> None:
-    """Refuses `workdir` if it belongs to another config, and saves the resolved config in it.
-
-    To be called by the holder of its `lock`, so that of two runs that start at once only one writes.
-
-    Args:
-      config: of the run.
-      workdir: of `make_workdir`.
-      free: sections of the config, besides `FREE`, that may differ from those of an earlier start.
+def read_config(workdir: str) -> tuple[dict, list[dict]] | None:
+    """What `workdir/config.json` says: the config, and the history of its changes; None if there is none.
 
     Raises:
-      InputError: trained with values that contradict `config` (all are named), or by another version.
+      InputError: it cannot be read, or is of another version's layout.
     """
-    path = os.path.join(workdir, "config.json")
-    if os.path.exists(path):
-        _require_same(config, _read(path, workdir), workdir, (*FREE, *free))
-    write_json(path, {KEY: {"layout": LAYOUT}, **config.to_dict()}, sort_keys=True)
-
-
-def _read(path: str, workdir: str) -> dict:
+    path = os.path.join(workdir, CONFIG)
+    if not os.path.exists(path):
+        return None
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             raw = json.load(file)
-        layout = raw.pop(KEY, {"layout": 1})["layout"]
+        about = raw.pop(KEY, {"layout": 1})
+        layout, history = about["layout"], about.get("history", [])
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         line = " ".join(str(error).split())
         raise InputError(f"{path} cannot be read ({line}); put back a good copy, or use a new workdir") from None
@@ -65,21 +52,23 @@ def _read(path: str, workdir: str) -> dict:
             f"--workdir={workdir} belongs to {older} didr_jax (workdir layout {layout}, this version's is {LAYOUT}): "
             "go on with that version, or use a new workdir"
         )
-    return raw
+    return raw, history
 
 
-def _require_same(config, raw: dict, workdir: str, free: Sequence[str]) -> None:
-    now, then = flatten(config), flatten(raw)
-    fixed = lambda key: key.split(".")[0] not in free and not key.endswith(".micro_batches")
-    differing = [
-        f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and fixed(key)
-    ]
-    if differing:
-        raise InputError(
-            f"--workdir={workdir} was trained with another config: {'; '.join(differing)}. Use a new workdir, or the same values"
+def write_config(workdir: str, config, history: Sequence[dict] = ()) -> None:
+    """The inverse of `read_config`."""
+    about = {"layout": LAYOUT} | ({"history": list(history)} if history else {})
+    write_json(os.path.join(workdir, CONFIG), {KEY: about, **config.to_dict()}, sort_keys=True)
+
+
+def newest_step(workdir: str, stage: str) -> int | None:
+    """The step of a stage's newest complete save, by the names of its folders; None if there is none."""
+    try:
+        return max(
+            (int(name) for name in os.listdir(os.path.join(workdir, "checkpoints", stage)) if name.isdigit()), default=None
         )
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager

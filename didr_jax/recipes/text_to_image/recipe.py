@@ -22,6 +22,17 @@ from didr_jax.training.startup import is_first_process
 from didr_jax.types import InputError
 
 TRAIN = ("full", "lora")
+# Where things are kept, and what computes the same in another way: no part of what is trained.
+FREE = (
+    "data.cache",
+    "data.batch_size",
+    "network.remat",
+    "network.vae_remat",
+    "network.attention",
+    "network.cross_attention",
+    "network.vae_attention",
+    "rewards.remat",
+)
 # mode -> what of a pipeline folder it reads besides the network's config; "text": the encoder's own folders.
 PARTS = {
     "train": ("{network}", "vae", "text"),
@@ -42,7 +53,7 @@ class TextToImage(Recipe):
     """
 
     alone = ("score",)
-    free = ("eval", "sample", "export", "score")
+    free = ("eval", "sample", "export", "score", *FREE)
     remedies = advice.REMEDIES
     luxuries = advice.LUXURIES
 
