@@ -17,6 +17,7 @@ from checkout import ROOT
 from ml_collections import config_flags
 
 from didr_jax import recipes
+from didr_jax.saved_config import defaults
 from didr_jax.training.claims import compare
 from didr_jax.training.loop import train
 from didr_jax.training.metrics import RunLog
@@ -60,7 +61,7 @@ def run_variant(config, base: str, workdir: str, log: RunLog) -> dict[str, float
 
 
 def begin(config, workdir: str, log: RunLog) -> Run:
-    claim = compare(config, workdir, recipes.build(config).free)
+    claim = compare(config, workdir, recipes.build(config).free, defaults=defaults)
     return Run(config, workdir, make_mesh(config.mesh), log, claim.record)
 
 

@@ -14,6 +14,7 @@ from didr_jax.named_configs import SAVED, named_configs, with_paths
 from didr_jax.planning.plan import main_stage, make_plan
 from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
+from didr_jax.training import origin
 from didr_jax.training.claims import Claim, compare
 from didr_jax.training.exits import RunStopped
 from didr_jax.training.loop import train
@@ -131,6 +132,8 @@ def _run(_argv: list[str]) -> None:
         check(recipe, config, mode)
         mesh = make_mesh(config.mesh)
         with contextlib.ExitStack() as held:
+            if mode == "train":
+                origin.pin(config, workdir)
             claims: list[Claim] = []
             on_first(lambda: claims.extend(_compare(recipe, config, workdir, mode, held)))
             log = RunLog(workdir, config.log)

@@ -44,6 +44,7 @@ def train_tiny(workdir, config, recipe=None, allowed=()) -> dict:
     import numpy as np
 
     from didr_jax import recipes
+    from didr_jax.training import origin
     from didr_jax.training.claims import compare
     from didr_jax.training.loop import train
     from didr_jax.training.metrics import RunLog
@@ -58,6 +59,7 @@ def train_tiny(workdir, config, recipe=None, allowed=()) -> dict:
     mesh = make_mesh(config.mesh)
 
     claims = []
+    origin.pin(config, str(workdir))
 
     def claim():
         make_workdir(str(workdir))

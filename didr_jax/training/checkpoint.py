@@ -52,7 +52,7 @@ def _digest(before: Array, x: Array) -> Array:
     return 3 * before + jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
 
 
-def _describe(tree: PyTree) -> dict[str, str]:
+def describe(tree: PyTree) -> dict[str, str]:
     """`{path: "float32[64,3]"}` of arrays or their shapes."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_of(keys): f"{x.dtype}[{','.join(map(str, x.shape))}]" for keys, x in leaves}
@@ -67,7 +67,7 @@ def _digests(tree: PyTree) -> dict[str, int]:
 
 
 def _shapes_of(leaves: dict[str, str]) -> PyTree:
-    """The inverse of `_describe`, for a tree of nested dicts."""
+    """The inverse of `describe`, for a tree of nested dicts."""
     tree: dict = {}
     for path, text in leaves.items():
         dtype, _, sizes = text.partition("[")
@@ -189,7 +189,7 @@ class Checkpoints:
         if step == self._manager.latest_step():
             return
         of_each = lambda describe: {name: describe(tree) for name, tree in items.items()}
-        meta = {"format": FORMAT, "step": step, **self._about, "leaves": of_each(_describe), "digests": of_each(_digests)}
+        meta = {"format": FORMAT, "step": step, **self._about, "leaves": of_each(describe), "digests": of_each(_digests)}
         judged = {self._best: figures[self._best]} if figures and np.isfinite(figures.get(self._best, np.nan)) else None
         with self._writing(step):
             self._probe(_bytes(items))
@@ -249,18 +249,33 @@ class Checkpoints:
             )
         return None
 
+    def restore(self, step: int, shapes: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        """The items of a save, as `restore_newest`; raises InputError if it is damaged, and leaves it where it is."""
+        items, problem = self._restore(step, shapes, whole=True)
+        if problem is not None:
+            raise InputError(f"checkpoint {self._directory}/{step} is damaged ({problem}); choose another")
+        return items
+
+    def about(self, step: int) -> dict:
+        """What a save says of itself: `leaves` {item: {path: dtype and shape}}, `config`, `code`, …
+
+        Raises:
+          InputError: an older version's save, or one that is damaged.
+        """
+        try:
+            return self._meta(step)
+        except InputError:
+            raise
+        except Exception as error:  # whatever orbax and the file system find wrong
+            raise InputError(f"checkpoint {self._directory}/{step} is damaged ({_line(error)}); {_REMEDY}") from None
+
     def products(self, step: int) -> dict[str, Weights]:
         """The products in a save, each read alone and only when it is loaded; their shapes are those that the save tells.
 
         Raises:
           InputError: an older version's save; and, when loaded, one that cannot be read back exactly.
         """
-        try:
-            leaves = self._meta(step)["leaves"]
-        except InputError:
-            raise
-        except Exception as error:  # whatever orbax and the file system find wrong
-            raise InputError(f"checkpoint {self._directory}/{step} is damaged ({_line(error)}); {_REMEDY}") from None
+        leaves = self.about(step)["leaves"]
         return {name: self._product(step, name, _shapes_of(leaves[name])) for name in leaves if name != STATE}
 
     def _product(self, step: int, name: str, saved: PyTree) -> Weights:
@@ -296,7 +311,7 @@ class Checkpoints:
             if meta["step"] != step:
                 raise ValueError(f"it is the save of step {meta['step']}")
             flat = lambda tables: {f"{name}: {path}": text for name, table in tables.items() for path, text in table.items()}
-            wanted = flat({name: _describe(tree) for name, tree in shapes.items()})
+            wanted = flat({name: describe(tree) for name, tree in shapes.items()})
             found = flat({name: table for name, table in meta["leaves"].items() if whole or name in shapes})
             differing = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
             if differing:

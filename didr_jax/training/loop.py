@@ -10,7 +10,7 @@ import math
 
 import jax
 
-from didr_jax.training import flops
+from didr_jax.training import flops, origin
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.chips import peak_here
 from didr_jax.training.evaluation import Evaluators, Verdict
@@ -57,7 +57,8 @@ def _trained(stage: Stage, label: str, shapes, saves: Checkpoints, run: Run, sto
     restored = saves.restore_newest(stage.split(shapes))
     if restored is None:
         saves.require_room(shapes)
-        first, state = 0, stage.init(places)
+        state = origin.begun(stage, shapes, places, run)
+        first, state = 0, stage.init(places) if state is None else state
     else:
         first, items = restored
         state = stage.join(items)
@@ -129,6 +130,7 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
 def _claim(run: Run, stage: str, step: int) -> None:
     for line in run.claim(stage, step):
         run.log.say(line)
+    origin.keep(run)
 
 
 def _floats(metrics: dict) -> dict[str, float]:
@@ -164,6 +166,6 @@ def train(recipe: Recipe, run: Run) -> Products:
     with jax.set_mesh(run.mesh), StopRequest() as stop:
         for i, name in enumerate(names):
             label = f"{name} ({i + 1}/{len(names)})"
-            products[name] = run_stage(recipe.stages[name](products), label, run, stop)
+            products[name] = origin.taken(name, run) or run_stage(recipe.stages[name](products), label, run, stop)
         _claim(run, names[-1], run.config[names[-1]].steps)
     return products

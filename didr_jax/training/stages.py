@@ -34,7 +34,8 @@ class Stage:
       steps: how many.
       batch_size: samples per step, for the log.
       shapes: of the state, a dataclass of `training.state`.
-      init: `shardings of the state -> state` before the first step.
+      init: `(shardings of the state, products) -> state` before the first step; `products`: arrays by name, of another run,
+        to begin with; without, the stage's own start.
       step: `(state, frozen, batch) -> (state, metrics)`; pure.
       frozen: the parameters that the step reads and never changes, by name.
       batch: `step -> batch` of numpy arrays, a function of the step alone.
@@ -48,7 +49,7 @@ class Stage:
     steps: int
     batch_size: int
     shapes: Any
-    init: Callable[[Any], Any]
+    init: Callable[..., Any]
     step: Callable
     frozen: Mapping[str, Weights]
     batch: Callable[[int], PyTree]
@@ -109,8 +110,8 @@ def fit_stage(
     tx = make_optimizer(section.optimizer, section.steps)
     make = lambda params: init_fit(params, tx)
 
-    def init(places):
-        params = start.load(places.params)
+    def init(places, products=None):
+        params = products["params"] if products else start.load(places.params)
         return create(lambda: make(params), places)
 
     return Stage(
@@ -177,8 +178,8 @@ def game_stage(
     updates, n = section.ta_updates + 1, section.batch_size
     make = lambda generator, ta: init_game(generator, ta, tx_generator, tx_ta)
 
-    def init(places):
-        start = generator.load(places.generator), ta.load(places.ta)
+    def init(places, products=None):
+        start = (products["generator"], products["ta"]) if products else (generator.load(places.generator), ta.load(places.ta))
         return create(lambda: make(*start), places)
 
     def batch(step):

@@ -61,14 +61,17 @@ def write_config(workdir: str, config, history: Sequence[dict] = ()) -> None:
     write_json(os.path.join(workdir, CONFIG), {KEY: about, **config.to_dict()}, sort_keys=True)
 
 
-def newest_step(workdir: str, stage: str) -> int | None:
-    """The step of a stage's newest complete save, by the names of its folders; None if there is none."""
+def saved_steps(workdir: str, stage: str) -> list[int]:
+    """The steps of a stage's complete saves, in order, by the names of their folders."""
     try:
-        return max(
-            (int(name) for name in os.listdir(os.path.join(workdir, "checkpoints", stage)) if name.isdigit()), default=None
-        )
+        return sorted(int(name) for name in os.listdir(os.path.join(workdir, "checkpoints", stage)) if name.isdecimal())
     except OSError:
-        return None
+        return []
+
+
+def newest_step(workdir: str, stage: str) -> int | None:
+    """The last of `saved_steps`; None if there is none."""
+    return max(saved_steps(workdir, stage), default=None)
 
 
 @contextlib.contextmanager
