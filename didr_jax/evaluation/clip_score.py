@@ -34,7 +34,7 @@ class ClipScorer:
         """Opens a Hugging Face folder or an open_clip file; `tokenizer`: a folder with one, None: the same folder."""
         row = self.row = named(CLIP_SCORE, protocol)
         (vision, text), loaded = open_clip(weights.load_clip, path, row)
-        tokens: Tokenizer = clip_tokenizer(tokenizer or path, text.positions)
+        tokens: Tokenizer = clip_tokenizer(tokenizer or path, text.positions, text.vocab)
         self.tokenize = lambda prompts: tokens([row.prefix + prompt for prompt in prompts])
         cosine = clip_cosine(vision, text, dtype=jnp.float32, remat="none")
 

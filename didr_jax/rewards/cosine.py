@@ -96,7 +96,7 @@ def cosine_reward(
             params,
             preprocess=functools.partial(preprocess, size=vision.image_size),
             score=lambda params, pixels, tokens: scale(params) * cosine(params, pixels, tokens),
-            tokenize=clip_tokenizer(tokenizer or weights, text.positions),
+            tokenize=clip_tokenizer(tokenizer or weights, text.positions, text.vocab),
             centre=centre,
             spread=spread,
         )

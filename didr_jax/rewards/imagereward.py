@@ -50,7 +50,7 @@ def load(
         load_imagereward(weights, vision, text, dtype=param_dtype),
         preprocess=functools.partial(resize_and_crop, size=vision.image_size),
         score=score,
-        tokenize=bert_tokenizer(tokenizer, MAX_TOKENS),
+        tokenize=bert_tokenizer(tokenizer, MAX_TOKENS, text.vocab),
         centre=0.82,
         spread=0.28,
     )

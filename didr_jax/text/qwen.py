@@ -14,7 +14,7 @@ import numpy as np
 
 from didr_jax.models.qwen3 import Qwen3, Qwen3Config
 from didr_jax.text.encoder import TextEncoder, text_encoder
-from didr_jax.text.tokens import LOCAL, Tokens
+from didr_jax.text.tokens import LOCAL, Tokens, require_rows
 from didr_jax.types import Array, InputError, PyTree
 from didr_jax.weights.engine import weights_of
 from didr_jax.weights.files import read_tensors
@@ -40,6 +40,7 @@ def qwen_encoder(folder: str | os.PathLike, max_length: int, dtype=jnp.float32, 
     """
     tokenizer, path = qwen_tokenizer(Path(folder) / "tokenizer"), Path(folder) / "text_encoder"
     model = Qwen3(config := Qwen3Config.from_json(part_json(folder, "text_encoder")), dtype=dtype)
+    require_rows(tokenizer, Path(folder) / "tokenizer", config.vocab_size)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *jnp.zeros((2, 1, 1), int))["params"]
     open_tensors = functools.partial(read_tensors, path, variant=variant)
 

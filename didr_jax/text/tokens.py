@@ -17,23 +17,36 @@ Tokens = dict[str, np.ndarray]
 Tokenizer = Callable[[Sequence[str]], Tokens]
 
 
-def clip_tokenizer(folder: str | os.PathLike | None, length: int = 77) -> Tokenizer:
+def clip_tokenizer(folder: str | os.PathLike | None, length: int = 77, rows: int | None = None) -> Tokenizer:
     """CLIP's byte-pair tokenizer -> prompts to `{"ids": int32 [b, length]}`.
 
     Padded with the folder's own padding token (the states of padding condition SDXL) and truncated so that the
     end-of-text token stays last.  `folder`: any Hugging Face CLIP folder or a pipeline's `tokenizer*`; None: blank
-    tokens, for plans.
+    tokens, for plans.  `rows`: of the embedding table that the ids are for (`require_rows`); None: not known.
     """
     from transformers import CLIPTokenizer
 
-    return functools.partial(_ids, _from_folder(CLIPTokenizer, folder), length, masked=False)
+    return functools.partial(_ids, _from_folder(CLIPTokenizer, folder, rows), length, masked=False)
 
 
-def bert_tokenizer(folder: str | os.PathLike | None, length: int = 35) -> Tokenizer:
+def bert_tokenizer(folder: str | os.PathLike | None, length: int = 35, rows: int | None = None) -> Tokenizer:
     """BERT's uncased word pieces -> prompts to `{"ids": int32 [b, length], "mask": bool [b, length]}`; None as above."""
     from transformers import BertTokenizer
 
-    return functools.partial(_ids, _from_folder(BertTokenizer, folder), length, masked=True)
+    return functools.partial(_ids, _from_folder(BertTokenizer, folder, rows), length, masked=True)
+
+
+def require_rows(tokenizer: Any, folder: str | os.PathLike, rows: int) -> None:
+    """Raises InputError for a tokenizer of transformers that has a token beyond an embedding table of so many rows.
+
+    Such an id is no error on a device: its embedding is NaN, or another token's.
+    """
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest >= rows:
+        raise InputError(
+            f"tokenizer: {folder} has {token!r} as number {largest}, and the text encoder that it is for has {rows} "
+            "tokens; give the tokenizer that came with the encoder"
+        )
 
 
 def utf8(prompts: Sequence[str]) -> Tokens:
@@ -59,14 +72,17 @@ def has_tokenizer(folder: str | os.PathLike) -> bool:
     return any((Path(folder) / name).is_file() for name in FILES)
 
 
-def _from_folder(kind: Any, folder: str | os.PathLike | None):
+def _from_folder(kind: Any, folder: str | os.PathLike | None, rows: int | None):
     if folder is None:
         return _blank
     if not Path(folder).is_dir():
         raise InputError(f"tokenizer: no such folder: {folder}; give one with tokenizer.json or vocabulary files")
     if not has_tokenizer(folder):
         raise InputError(f"tokenizer: {folder} holds none of {', '.join(FILES)}")
-    return kind.from_pretrained(folder, **LOCAL)
+    tokenizer = kind.from_pretrained(folder, **LOCAL)
+    if rows is not None:
+        require_rows(tokenizer, folder, rows)
+    return tokenizer
 
 
 def _blank(prompts: list[str], *, max_length: int, **_) -> Tokens:
