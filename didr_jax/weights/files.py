@@ -98,7 +98,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
     try:
-        shard_of = json.loads(path.read_text())["weight_map"]
+        shard_of = json.loads(path.read_text(encoding="utf-8-sig"))["weight_map"]
     except (ValueError, KeyError, TypeError) as e:
         raise InputError(f"weights: {path} is not an index of shards (no weight_map)") from e
     absent = sorted(s for s in set(shard_of.values()) if not (path.parent / s).is_file())

@@ -28,7 +28,7 @@ def part_json(folder: str | os.PathLike, part: str, name: str = "config.json") -
     """
     path = Path(folder) / part / name
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return json.load(file)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path} ({error}); fetch it again") from None
