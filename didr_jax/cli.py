@@ -114,7 +114,7 @@ def _explain(argv: list[str], error: Exception) -> str:
 
 def _load(path: str):
     spec: dict = {}
-    path, *argument = path.split(":", 1)
+    path, *argument = str(path).split(":", 1)
     with open(path) as file:
         exec(compile(file.read(), path, "exec"), spec)
     return spec["get_config"](*argument)
