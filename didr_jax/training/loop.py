@@ -7,6 +7,7 @@ whatever mesh and number of processes it then has.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 
@@ -15,6 +16,7 @@ from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.chips import peak_here
 from didr_jax.training.evaluation import Evaluators, Verdict
 from didr_jax.training.exits import NotFinite, Preempted, StopRequest
+from didr_jax.training.introduction import heartbeat, introduction
 from didr_jax.training.metrics import Progress, RunLog
 from didr_jax.training.parallel import check_batches, held, put_batch, settle
 from didr_jax.training.profiling import ProfileWindow
@@ -63,22 +65,38 @@ def _trained(stage: Stage, label: str, shapes, saves: Checkpoints, run: Run, sto
         first, items = restored
         state = stage.join(items)
         run.log.say(f"{label}  goes on from at step {first}")
-    return state if first == stage.steps else _loop(stage, label, state, places, first, saves, run, stop)
+    if first == stage.steps:
+        return state
+    with heartbeat(run.log.say, f"{label}  no step is done yet: compiling") as compiling:
+        return _loop(stage, label, state, places, first, saves, run, stop, compiling.set)
 
 
-def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoints, run: Run, stop: StopRequest):
+def _loop(
+    stage: Stage,
+    label: str,
+    state,
+    places,
+    first: int,
+    saves: Checkpoints,
+    run: Run,
+    stop: StopRequest,
+    begun: Callable[[], None],
+):
+    """`begun`: called when the first step is done."""
     config = run.config
     step_fn = stage.compiled(places, run.mesh)
     frozen = run.load(stage.frozen)
     evaluators = Evaluators(stage.evals, stage.steps, frozen, run.load)
     progress = Progress(run.log, label, stage.name, first, stage.steps, stage.batch_size)
+    for line in introduction(stage, state, frozen, run.mesh):
+        run.log.say(f"{label}  {line}")
     window = ProfileWindow(config.profile, stage.name, run.workdir)
 
     def look(done: int, metrics: dict) -> str | None:
         """Logs the figures of a step if it is their turn; says why to stop, if it is time to."""
         streak = int(metrics["streak"])
         if done % config.log.every == 0 or done in (first + 1, stage.steps):
-            progress.report(done, _floats(metrics))
+            progress.report(done, _floats(metrics), {name: rate(done - 1) for name, rate in stage.rates.items()})
         if streak < config.watch.patience:
             return None
         message = diagnosis(label, done, _floats(metrics), streak)
@@ -109,6 +127,7 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
         if step == first:
             jax.block_until_ready(metrics)
             progress.started(done)
+            begun()
             _claim(run, stage.name, first)
         if last and not trouble:
             trouble = look(done, metrics)

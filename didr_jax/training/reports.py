@@ -14,7 +14,7 @@ from didr_jax.training.workdir import whole_file, write_json
 
 COLUMNS = 5  # of curves
 # What the log says besides figures of the training itself.
-UNDRAWN = ("stage", "step", "images_seen", "images_per_second", "utilisation", "skipped")
+UNDRAWN = ("stage", "step", "images_seen", "images_per_second", "utilisation", "seconds", "skipped")
 
 
 def write_summary(workdir: str, rows: dict[str, dict[str, float]], log: RunLog) -> None:

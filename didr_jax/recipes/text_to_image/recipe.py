@@ -151,7 +151,17 @@ class TextToImage(Recipe):
             condition_shapes=self._condition_shapes() if task.planning else None,
             frozen=task.frozen(),
             evals={"samples": Evaluator(config.eval.every, report.in_the_loop(task))},
+            about=self._about,
         )
+
+    def _about(self) -> list[str]:
+        section, mix = self.config.rewards, self.task.mix
+        lines = [f"{len(self.task.prompts):,} prompts of {self.config.data.prompts}"]
+        if mix is not None:
+            held_out = [name for name in mix.models if name in section.held_out]
+            weighted = " + ".join(f"{section.weights[name]:g} {name}" for name in mix.models if name not in held_out)
+            lines.append(f"reward {weighted or 'none'}" + (f"; held out: {', '.join(held_out)}" if held_out else ""))
+        return lines
 
     def _condition_shapes(self):
         tokens = {} if self.task.mix is None else self.task.mix.tokenize([""])
