@@ -11,6 +11,7 @@ from tiny_runs import tiny, train_tiny
 
 from didr_jax.training import checkpoint
 from didr_jax.training.checkpoint import Checkpoints
+from didr_jax.training.digests import digests
 from didr_jax.training.exits import CannotSave
 from didr_jax.types import InputError
 
@@ -76,8 +77,8 @@ def test_the_best_save_is_remembered_by_a_run_that_goes_on(tmp_path):
 @pytest.mark.parametrize("change", [lambda x: x.at[0, 0].add(1e-7), lambda x: x.at[3, 1].set(-x[3, 1]), lambda x: x[::-1]])
 def test_the_digest_sees_any_change(change):
     x = jax.random.normal(jax.random.key(0), (16, 4))
-    assert checkpoint._digests({"x": x}) == checkpoint._digests({"x": x + 0})
-    assert checkpoint._digests({"x": x}) != checkpoint._digests({"x": change(x)})
+    assert digests({"x": x}) == digests({"x": x + 0})
+    assert digests({"x": x}) != digests({"x": change(x)})
 
 
 def test_a_state_of_other_shape_is_refused_and_left_in_place(tmp_path):

@@ -8,10 +8,7 @@ leaves the previous save intact.  A save is made of items, each of which can be 
     ...     each product of the stage (a moving average, say) under its own name
     meta    the config, the code's version, and of every leaf its shape, dtype and digest
 
-The digest is a weighted sum of bits (mod 2³²) that no single wrong word leaves unchanged.  It
-is computed where the leaf lives and does not depend on how it is split, so a state restored onto another
-mesh is checked to the last bit.  A save that cannot be read back exactly is named, set aside in
-`corrupt/`, and the one before it is used.
+A save that cannot be read back exactly (`digests`) is named, set aside in `corrupt/`, and the one before it is used.
 """
 
 import contextlib
@@ -24,60 +21,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from didr_jax.training.digests import describe, digests, shapes_of
 from didr_jax.training.exits import CannotSave
-from didr_jax.training.parallel import path_of, settle, with_places
+from didr_jax.training.parallel import with_places
 from didr_jax.training.startup import is_first_process, on_first
-from didr_jax.types import Array, InputError, PyTree, Weights
+from didr_jax.types import InputError, PyTree, Weights
 
 _REMEDY = "--mode=train goes on from an older save and makes it again"
 STATE = "state"  # the item that holds what only training needs
 FORMAT = 2  # of saves; 1 had the products inside the state
-
-
-@jax.jit
-def _digest(before: Array, x: Array) -> Array:
-    """3·before + Σ_i bits_i · (2i + 1) mod 2³²: odd weights, so that every single change shows."""
-    word = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-    bits = x.astype(word) if x.dtype == bool else jax.lax.bitcast_convert_type(x, word)
-    index = jnp.zeros((), jnp.uint32)
-    for dimension, size in enumerate(bits.shape):
-        index = index * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dimension)
-    return 3 * before + jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
-
-
-def describe(tree: PyTree) -> dict[str, str]:
-    """`{path: "float32[64,3]"}` of arrays or their shapes."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_of(keys): f"{x.dtype}[{','.join(map(str, x.shape))}]" for keys, x in leaves}
-
-
-def _digests(tree: PyTree) -> dict[str, int]:
-    """A running digest over the leaves: the first that differs names the leaf that does."""
-    running, digest = {}, np.uint32(0)
-    for keys, x in jax.tree_util.tree_leaves_with_path(tree):
-        running[path_of(keys)] = digest = settle(_digest(digest, x))
-    return {path: int(value) for path, value in running.items()}
-
-
-def _shapes_of(leaves: dict[str, str]) -> PyTree:
-    """The inverse of `describe`, for a tree of nested dicts."""
-    tree: dict = {}
-    for path, text in leaves.items():
-        dtype, _, sizes = text.partition("[")
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        shape = tuple(int(n) for n in sizes.rstrip("]").split(",") if n)
-        node[name] = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-    return tree
 
 
 def _line(error: Exception) -> str:
@@ -189,7 +147,7 @@ class Checkpoints:
         if step == self._manager.latest_step():
             return
         of_each = lambda describe: {name: describe(tree) for name, tree in items.items()}
-        meta = {"format": FORMAT, "step": step, **self._about, "leaves": of_each(describe), "digests": of_each(_digests)}
+        meta = {"format": FORMAT, "step": step, **self._about, "leaves": of_each(describe), "digests": of_each(digests)}
         judged = {self._best: figures[self._best]} if figures and np.isfinite(figures.get(self._best, np.nan)) else None
         with self._writing(step):
             self._probe(_bytes(items))
@@ -276,7 +234,7 @@ class Checkpoints:
           InputError: an older version's save; and, when loaded, one that cannot be read back exactly.
         """
         leaves = self.about(step)["leaves"]
-        return {name: self._product(step, name, _shapes_of(leaves[name])) for name in leaves if name != STATE}
+        return {name: self._product(step, name, shapes_of(leaves[name])) for name in leaves if name != STATE}
 
     def _product(self, step: int, name: str, saved: PyTree) -> Weights:
         def fill(shapes: PyTree, places) -> PyTree:
@@ -324,7 +282,7 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
             items = {name: restored[name] for name in shapes}
             for name, tree in items.items():
-                now, then = _digests(tree), meta["digests"][name]
+                now, then = digests(tree), meta["digests"][name]
                 wrong = [path for path in now if now[path] != then[path]]
                 if wrong and problem is None:
                     problem = f"{name}: {wrong[0]} differs from what was saved"

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from didr_jax.training.checkpoint import Checkpoints, describe
+from didr_jax.training.checkpoint import Checkpoints
+from didr_jax.training.digests import describe
 from didr_jax.training.exits import CannotSave
 from didr_jax.training.optim import begun_again
 from didr_jax.training.run import Run
@@ -111,7 +112,9 @@ def taken(name: str, run: Run) -> dict[str, Weights] | None:
 def keep(run: Run) -> None:
     """Copies what was `taken` into the workdir; raises CannotSave."""
     origin = origin_of(run.config)
-    for name in run.config.stages[:-1] if origin and is_first_process() else ():
+    if origin is None or not is_first_process():
+        return
+    for name in run.config.stages[:-1]:
         step = newest_step(origin.workdir, name)
         if step is None or newest_step(run.workdir, name) is not None:
             continue

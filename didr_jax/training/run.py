@@ -80,7 +80,7 @@ def saved_products(run: Run, step: str = "") -> Products:
         if name == last and step and latest is not None:
             chosen = _chosen(saves, step, name, run.config.checkpoint.best)
             run.log.say(f"{name}  at step {chosen} of {steps}")
-        elif latest == steps:
+        elif latest is not None and latest == steps:
             chosen = latest
         else:
             at = f"at step {latest or 0} of {steps}"
