@@ -2,6 +2,8 @@
 
 import contextlib
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -28,6 +30,7 @@ from didr_jax.training.workdir import lock, make_workdir
 from didr_jax.types import InputError
 
 MODES = ("train", "sample", "eval", "export", "score", "compile")
+MODES_OF = {"step": ("sample", "eval", "export"), "allow_change": ("train",)}  # flags of some modes only
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -89,12 +92,17 @@ def _parse(argv: list[str]) -> list[str]:
     if _MODE.value not in MODES:
         raise InputError(f"--mode={_MODE.value} is not known; {nearest(_MODE.value, MODES)}")
     check_step(_STEP.value)
-    for flag, modes in ((_STEP, ("sample", "eval", "export")), (_ALLOW, ("train",))):
-        if flag.value and _MODE.value not in modes:
-            raise InputError(f"--{flag.name} is for --mode={'|'.join(modes)}, not {_MODE.value}")
+    check_words(_MODE.value, {flag.name: flag.value for flag in (_STEP, _ALLOW)})
     if not _WORKDIR.value and _MODE.value != "compile":
         raise InputError("--workdir is missing; name a directory for checkpoints, logs and pictures")
     return rest
+
+
+def check_words(mode: str, words: Mapping[str, Any]) -> None:
+    """Raises InputError for a flag, `{name: value}`, that is given and is not of this mode."""
+    for name, modes in MODES_OF.items():
+        if words[name] and mode not in modes:
+            raise InputError(f"--{name} is for --mode={'|'.join(modes)}, not {mode}")
 
 
 def _explain(argv: list[str], error: Exception) -> str:
@@ -136,7 +144,7 @@ def _run(_argv: list[str]) -> None:
                 origin.pin(config, workdir)
             claims: list[Claim] = []
             on_first(lambda: claims.extend(_compare(recipe, config, workdir, mode, held)))
-            log = RunLog(workdir, config.log)
+            log = RunLog(workdir, config.log if mode == "train" else None)  # what only reads opens no tracker
             held.callback(log.close)
             for line in claims[0].news() if claims else ():
                 log.say(line)
@@ -164,7 +172,8 @@ def _compare(recipe: Recipe, config, workdir: str, mode: str, held: contextlib.E
         held.enter_context(lock(workdir))
     if mode in recipe.alone:
         return []
-    return [compare(config, workdir, recipe.free, allowed=_ALLOW.value, defaults=saved_config.defaults)]
+    reading, defaults = mode != "train", saved_config.defaults
+    return [compare(config, workdir, recipe.free, allowed=_ALLOW.value, defaults=defaults, reading=reading)]
 
 
 def _nothing(stage: str, step: int) -> list[str]:

@@ -85,6 +85,7 @@ def compare(
     *,
     allowed: Sequence[str] = (),
     defaults: Callable[[dict], Mapping[str, Any]] = lambda raw: {},
+    reading: bool = False,
 ) -> Claim:
     """The claim of `config` on `workdir`; writes nothing.
 
@@ -94,6 +95,7 @@ def compare(
       free: sections and keys, besides `FREE`, that do not define what is trained.
       allowed: sections and keys that are changed on purpose.
       defaults: of a config.json's content: today's values, by flat key, of what it may lack.
+      reading: nothing will be trained, so that nothing can be changed on purpose.
 
     Raises:
       InputError: trained with values that contradict `config` (all are named), by another version, or further than
@@ -120,10 +122,9 @@ def compare(
             blocking.append(f"{change.key} ({change.then!r} then, {change.now!r} now{why})")
     if blocking:
         keys = ",".join(text.split(" ", 1)[0] for text in blocking)
-        raise InputError(
-            f"--workdir={workdir} was trained with another config: {'; '.join(blocking)}. Use a new workdir, the same "
-            f"values, or change them on purpose with --allow_change={keys}"
-        )
+        others = f"a new workdir, the same values, or change them on purpose with --allow_change={keys}"
+        remedy = "the values that it was trained with" if reading else others
+        raise InputError(f"--workdir={workdir} was trained with another config: {'; '.join(blocking)}. Use {remedy}")
     _require_effect([c for c in changes if c.key not in steps], config, workdir)
     return Claim(config, workdir, changes, sorted(since), found[1])
 

@@ -57,6 +57,8 @@ def test_another_config_is_refused_naming_every_key_with_both_values_and_changes
     assert "align.beta (1.0 then, 0.25 now); seed (0 then, 3 now)." in str(refused.value)
     assert str(refused.value).endswith("--allow_change=align.beta,seed")
     assert "log.every" not in str(refused.value) and "\n" not in str(refused.value)
+    with pytest.raises(InputError, match=r"seed \(0 then, 3 now\)\. Use the values that it was trained with$"):
+        compare(tiny(seed=3), str(tmp_path), reading=True)
     assert (tmp_path / "config.json").read_bytes() == before
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_runs import REPO, tiny, train_tiny
 
+from didr_jax.cli import check_words
 from didr_jax.saved_config import defaults, get_config, with_saved
 from didr_jax.training.metrics import RunLog, read_metrics
 from didr_jax.training.parallel import make_mesh
@@ -156,10 +157,12 @@ def test_the_workdir_and_the_mode_are_enough_and_overrides_hold(unfinished, tmp_
     shutil.copytree(workdir / "checkpoints" / "distill", workdir / "checkpoints" / "align")  # of the same networks
     edit(workdir, lambda raw: raw.update(stages=["pretrain", "align"]))
     before = (workdir / "config.json").read_bytes()
-    done = started("--mode=sample", f"--workdir={workdir}", "--step=latest", "--config.sample.num=7")
+    done = started(
+        "--mode=sample", f"--workdir={workdir}", "--step=latest", "--config.sample.num=7", "--config.log.service=wandb"
+    )
     assert done.returncode == 0 and done.stderr == ""
     assert "align  at step 8 of 1500" in done.stdout
-    assert np.load(workdir / "samples.npy").shape == (7, 2)
+    assert np.load(workdir / "samples.npy").shape == (7, 2) and not (workdir / "wandb").exists()
     assert (workdir / "config.json").read_bytes() == before
 
 
@@ -207,6 +210,14 @@ def test_only_modes_that_read_find_the_config_by_themselves(unfinished, tmp_path
         get_config(str(tmp_path / "config.json"))
 
 
-def test_a_step_is_nothing_to_train_with(unfinished):
-    result = started(f"--config={unfinished}/config.json", f"--workdir={unfinished}", "--step=4")
-    assert result.returncode == 2 and result.stderr == "didr_jax: --step is for --mode=sample|eval|export, not train\n"
+@pytest.mark.parametrize(
+    "mode, words, message",
+    [
+        ("train", {"step": "4", "allow_change": []}, "--step is for --mode=sample|eval|export, not train"),
+        ("eval", {"step": "best", "allow_change": ["seed"]}, "--allow_change is for --mode=train, not eval"),
+    ],
+)
+def test_a_step_is_nothing_to_train_with_and_a_change_nothing_to_read_with(mode, words, message):
+    with pytest.raises(InputError) as refused:
+        check_words(mode, words)
+    assert str(refused.value) == message
