@@ -17,12 +17,14 @@ from checkout import ROOT
 from ml_collections import config_flags
 
 from didr_jax import recipes
+from didr_jax.saved_config import defaults
+from didr_jax.training.claims import compare
 from didr_jax.training.loop import train
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import make_mesh
 from didr_jax.training.run import Run
 from didr_jax.training.validate import validate
-from didr_jax.training.workdir import claim_workdir, make_workdir
+from didr_jax.training.workdir import make_workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", str(ROOT / "configs" / "digits.py"), "A recipe file.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/pareto", "Where everything goes.")
@@ -59,8 +61,8 @@ def run_variant(config, base: str, workdir: str, log: RunLog) -> dict[str, float
 
 
 def begin(config, workdir: str, log: RunLog) -> Run:
-    claim_workdir(config, workdir, recipes.build(config).free)
-    return Run(config, workdir, make_mesh(config.mesh), log)
+    claim = compare(config, workdir, recipes.build(config).free, defaults=defaults)
+    return Run(config, workdir, make_mesh(config.mesh), log, claim.record)
 
 
 def write(workdir: str, rows: list[dict]) -> None:

@@ -3,37 +3,54 @@
 import contextlib
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from didr_jax import recipes
+from didr_jax import recipes, saved_config
 from didr_jax.checks import nearest
 from didr_jax.config import flatten
-from didr_jax.named_configs import named_configs, with_paths
+from didr_jax.named_configs import SAVED, named_configs, with_paths
 from didr_jax.planning.plan import main_stage, make_plan
 from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
 from didr_jax.reporting.page import Rewriting
+from didr_jax.training import origin
+from didr_jax.training.claims import Claim, compare
 from didr_jax.training.exits import RunStopped
 from didr_jax.training.loop import train
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import make_mesh
 from didr_jax.training.recipe import Recipe
-from didr_jax.training.run import Run, saved_products
+from didr_jax.training.run import Run, check_step, saved_products
 from didr_jax.training.startup import is_first_process, leave, on_first, start
 from didr_jax.training.validate import validate
-from didr_jax.training.workdir import claim_workdir, lock, make_workdir
+from didr_jax.training.workdir import lock, make_workdir
 from didr_jax.types import InputError
 
 MODES = ("train", "sample", "eval", "export", "score", "tac", "compile")
+MODES_OF = {"step": ("sample", "eval", "export"), "allow_change": ("train",)}  # flags of some modes only
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, f"The recipe: {', '.join(named_configs())}, or a file of your own.", lock_config=True
+    "config",
+    None,
+    f"The recipe: {', '.join(named_configs())}, a file of your own, or the config.json of a workdir, which "
+    "--mode=sample, eval, export and score find by themselves.",
+    lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
 _MODE = flags.DEFINE_string("mode", "train", " | ".join(MODES))
+_STEP = flags.DEFINE_string(
+    "step", "", "Which save of the last stage is sampled, evaluated or exported: its step, latest or best (by "
+    "checkpoint.best), of an unfinished run too; empty: the last of a finished one."
+)  # fmt: skip
+_ALLOW = flags.DEFINE_list(
+    "allow_change", [], "Keys or sections of the config that a run may change on purpose when it goes on, e.g. "
+    "align.beta,rewards; recorded in config.json."
+)  # fmt: skip
 
 
 def _work(recipe: Recipe, run: Run, mode: str) -> None:
@@ -41,7 +58,7 @@ def _work(recipe: Recipe, run: Run, mode: str) -> None:
     if mode == "train":
         products, mode = train(recipe, run), "eval"
     else:
-        products = {} if mode in recipe.alone else saved_products(run)
+        products = {} if mode in recipe.alone else saved_products(run, _STEP.value)
     with jax.set_mesh(run.mesh):
         recipe.modes[mode](products, run)
 
@@ -56,8 +73,11 @@ def _compile(config) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's flag parsing, with an unknown config key reported beside the nearest valid ones."""
-    argv = with_paths(argv)
-    for flag in (_CONFIG, _WORKDIR, _MODE):  # what --help lists, whichever file was started
+    argv = with_paths(saved_config.with_saved(argv))
+    for argument in argv:
+        if argument.startswith(f"--config={SAVED}:"):  # here, as ml_collections would wrap what is wrong with it
+            saved_config.get_config(argument.split(":", 1)[1])
+    for flag in (_CONFIG, _WORKDIR, _MODE, _STEP, _ALLOW):  # what --help lists, whichever file was started
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     try:
         rest = flags.FLAGS(argv)
@@ -73,9 +93,18 @@ def _parse(argv: list[str]) -> list[str]:
         raise InputError("--config is missing; for example --config=digits")
     if _MODE.value not in MODES:
         raise InputError(f"--mode={_MODE.value} is not known; {nearest(_MODE.value, MODES)}")
+    check_step(_STEP.value)
+    check_words(_MODE.value, {flag.name: flag.value for flag in (_STEP, _ALLOW)})
     if not _WORKDIR.value and _MODE.value != "compile":
         raise InputError("--workdir is missing; name a directory for checkpoints, logs and pictures")
     return rest
+
+
+def check_words(mode: str, words: Mapping[str, Any]) -> None:
+    """Raises InputError for a flag, `{name: value}`, that is given and is not of this mode."""
+    for name, modes in MODES_OF.items():
+        if words[name] and mode not in modes:
+            raise InputError(f"--{name} is for --mode={'|'.join(modes)}, not {mode}")
 
 
 def _explain(argv: list[str], error: Exception) -> str:
@@ -95,9 +124,10 @@ def _explain(argv: list[str], error: Exception) -> str:
 
 def _load(path: str):
     spec: dict = {}
+    path, *argument = str(path).split(":", 1)
     with open(path) as file:
         exec(compile(file.read(), path, "exec"), spec)
-    return spec["get_config"]()
+    return spec["get_config"](*argument)
 
 
 def _run(_argv: list[str]) -> None:
@@ -112,11 +142,17 @@ def _run(_argv: list[str]) -> None:
         check(recipe, config, mode)
         mesh = make_mesh(config.mesh)
         with contextlib.ExitStack() as held:
-            on_first(lambda: _claim(recipe, config, workdir, mode, held))
-            log = RunLog(workdir, config.log)
+            if mode == "train":
+                origin.pin(config, workdir)
+            claims: list[Claim] = []
+            on_first(lambda: claims.extend(_compare(recipe, config, workdir, mode, held)))
+            log = RunLog(workdir, config.log if mode == "train" else None)  # what only reads opens no tracker
             held.callback(log.close)
+            for line in claims[0].news() if claims else ():
+                log.say(line)
+            record = claims[0].record if claims else _nothing
             redraw = Rewriting(workdir, log.say) if is_first_process() else None
-            _work(recipe, Run(config, workdir, mesh, log, redraw), mode)
+            _work(recipe, Run(config, workdir, mesh, log, record, redraw), mode)
         leave()
     except InputError as error:
         _refuse(error)
@@ -128,12 +164,21 @@ def _run(_argv: list[str]) -> None:
         sys.exit(stopped.code)
 
 
-def _claim(recipe: Recipe, config, workdir: str, mode: str, held: contextlib.ExitStack) -> None:
-    """Makes the workdir ours: alone while we train, and for good where its config says so."""
+def _compare(recipe: Recipe, config, workdir: str, mode: str, held: contextlib.ExitStack) -> list[Claim]:
+    """Holds the workdir while we train; what may be written to its config.json then, if anything.
+
+    Raises:
+      InputError: in use, or of another config.
+    """
     make_workdir(workdir)
     if mode == "train":
         held.enter_context(lock(workdir))
-    claim_workdir(config, workdir, recipe.free, _start(recipe) if mode == "train" else None)
+    if mode in recipe.alone:
+        return []
+    reading, defaults = mode != "train", saved_config.defaults
+    claim = compare(config, workdir, recipe.free, allowed=_ALLOW.value, defaults=defaults, reading=reading)
+    claim.start = _start(recipe)
+    return [claim]
 
 
 def _start(recipe: Recipe) -> dict:
@@ -142,6 +187,10 @@ def _start(recipe: Recipe) -> dict:
     program = {"run.py": "python run.py", "__main__.py": "python -m didr_jax"}.get(name, "didr-jax")
     flags = [argument for argument in sys.argv[1:] if not argument.startswith("--mode")]
     return {"program": program, "flags": flags, "modes": sorted(recipe.modes)}
+
+
+def _nothing(stage: str, step: int) -> list[str]:
+    return []
 
 
 def check(recipe: Recipe, config, mode: str) -> None:

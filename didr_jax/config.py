@@ -81,6 +81,7 @@ def base() -> ml_collections.ConfigDict:
         schedule=_section(
             name="cosine",  # cosine | ddpm | rectified_flow
         ),
+        init_from="",  # WORKDIR or WORKDIR@STEP of another run, whose networks and optimisers the last stage begins with
         unroll=False,  # lay inner loops out flat: set where convolutions run on a CPU
         align=game(steps=500, lr=1e-4),
         log=_section(

@@ -33,14 +33,16 @@ def opened(source: str | os.PathLike | bytes) -> Iterator["Image"]:
     """
     from PIL import Image
 
-    within = isinstance(source, bytes)
-    path = "a picture within the file" if within else source
-    if not within and not Path(source).is_file():
-        raise InputError(f"images: cannot read {path} (no such file)")
+    if isinstance(source, bytes):
+        path, file = "a picture within the file", io.BytesIO(source)
+    else:
+        path, file = os.fspath(source), source
+        if not Path(source).is_file():
+            raise InputError(f"images: cannot read {path} (no such file)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own, about sizes and odd tags
-            with Image.open(io.BytesIO(source) if within else source, formats=FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 if not 0 < image.width * image.height <= MOST_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels; at most {MOST_PIXELS} are read")
                 yield image

@@ -28,7 +28,9 @@ def parse_object(text: bytes, strict: bool = False) -> dict[str, Any]:
     `strict`: by the letter of JSON, which has no NaN, no infinity and no half characters (Python has).
     """
     try:
-        content = json.loads(text.decode(), object_pairs_hook=_no_twins, parse_constant=_no_constant if strict else None)
+        content = json.loads(
+            text.decode("utf-8-sig"), object_pairs_hook=_no_twins, parse_constant=_no_constant if strict else None
+        )
         if strict and b"\\u" in text:
             json.dumps(content, ensure_ascii=False).encode()
     except RecursionError:

@@ -25,8 +25,9 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from didr_jax.types import Array, InputError, PRNGKey, PyTree, Weights
+from didr_jax.weights.adapters import read_adapters
 from didr_jax.weights.engine import check_fit, to_flax, to_torch
-from didr_jax.weights.files import read_tensors, write_safetensors
+from didr_jax.weights.files import write_safetensors
 from didr_jax.weights.rules import Rule
 
 A, B, KERNEL = "lora_a", "lora_b", "kernel"
@@ -137,10 +138,10 @@ def save(path: str | os.PathLike, lora: PyTree, alpha: float, table: Sequence[Ru
 
 
 def saved(path: str | os.PathLike, base: PyTree, alpha: float, table: Sequence[Rule], *, prefix: str) -> Weights:
-    """Adapters, in float32, from a file of `save` or one that diffusers or peft wrote with alpha equal to its rank.
+    """Adapters, in float32, from a file of `save`, diffusers or peft; the file's own alpha scales them (`weights.adapters`).
 
-    What `save` wrote comes back exactly if alpha/rank is a power of two, else to a rounding.  Of the file only names and
-    shapes are read before they are loaded.
+    What `save` wrote comes back exactly if alpha/rank is a power of two, else to a rounding.  Of the factors only names
+    and shapes are read before they are loaded.
 
     Args:
       path: a `.safetensors` file.
@@ -151,7 +152,8 @@ def saved(path: str | os.PathLike, base: PyTree, alpha: float, table: Sequence[R
     Raises:
       InputError: no adapters of this part in the file, or ones that do not fit the base.
     """
-    factors = _factors(path, prefix)
+    held = read_adapters(path, prefix)
+    factors = held.factors
     rank = next(iter(factors["lora_A"].values())).shape[0]
     flat = flatten_dict(base, sep="/")
     hits = [rule.flax_path(name) for name in factors["lora_A"] for rule in table]
@@ -174,7 +176,7 @@ def saved(path: str | os.PathLike, base: PyTree, alpha: float, table: Sequence[R
 
     def fill(shapes: PyTree, places: Any) -> PyTree:
         wanted, adapters = flatten_dict(shapes), dict[tuple[str, ...], Array]()
-        for name, tensors in factors.items():
+        for name, tensors in held.scaled().items():
             tree, where = unflatten_dict(expected[name], sep="/"), places
             if isinstance(places, Mapping):
                 flat = flatten_dict(places)
@@ -185,19 +187,6 @@ def saved(path: str | os.PathLike, base: PyTree, alpha: float, table: Sequence[R
         return unflatten_dict({path: value.astype(wanted[path].dtype) for path, value in adapters.items()})
 
     return Weights(unflatten_dict(ours("lora_A", expected["lora_A"]) | ours("lora_B", expected["lora_B"])), fill)
-
-
-def _factors(path: str | os.PathLike, prefix: str) -> dict[str, dict[str, Any]]:
-    """`{"lora_A": {LAYER.weight: tensor}, "lora_B": …}` of a file."""
-    factors: dict[str, dict[str, Any]] = {"lora_A": {}, "lora_B": {}}
-    for key, tensor in read_tensors(path).items():
-        m = re.fullmatch(rf"{re.escape(prefix)}\.(.+)\.(lora_A|lora_B)\.weight", key)
-        if m is None:
-            raise InputError(f"LoRA: {path} holds {key}; expected are {prefix}.LAYER.lora_A.weight and its lora_B")
-        factors[m[2]][f"{m[1]}.weight"] = tensor
-    if not factors["lora_A"] or factors["lora_A"].keys() != factors["lora_B"].keys():
-        raise InputError(f"LoRA: {path} holds no adapters, or lacks one of the pair lora_A, lora_B of a layer")
-    return factors
 
 
 def _pairs(lora: PyTree, params: Mapping | None = None) -> dict[tuple[str, ...], tuple[Array, Array]]:

@@ -10,6 +10,7 @@ from didr_jax.checks import nearest
 from didr_jax.types import InputError
 
 _PACKAGE = Path(__file__).resolve().parent
+SAVED = str(_PACKAGE / "saved_config.py")  # the file whose argument is a workdir's config.json
 
 
 def named_configs() -> dict[str, str]:
@@ -22,9 +23,13 @@ def named_configs() -> dict[str, str]:
 def config_path(given: str) -> str:
     """The file that `--config=GIVEN` means: a path as it stands, otherwise that of a shipped recipe.
 
+    A workdir's config.json becomes the argument of `saved_config`, which reads it.
+
     Raises:
       InputError: a name that no shipped recipe has.
     """
+    if given.endswith(".json"):  # of a workdir
+        return f"{SAVED}:{os.path.abspath(given)}"
     if not given or "/" in given or ".py" in given or os.path.isfile(given):
         return given
     known = named_configs()

@@ -11,6 +11,7 @@ from tiny_runs import tiny, train_tiny
 
 from didr_jax.training import checkpoint
 from didr_jax.training.checkpoint import Checkpoints
+from didr_jax.training.digests import digests
 from didr_jax.training.exits import CannotSave
 from didr_jax.types import InputError
 
@@ -58,11 +59,26 @@ def test_policy_keeps_the_newest_the_milestones_and_the_best(tmp_path):
     low.close()
 
 
+def test_the_best_save_is_remembered_by_a_run_that_goes_on(tmp_path):
+    for rewards in ({10: 0.9, 20: 0.2}, {30: 0.3, 40: 0.4, 50: 0.1}):
+        box = saves(tmp_path, keep=1, best="reward")
+        for step, reward in rewards.items():
+            box.save(step, state(step), {"reward": reward})
+            box.wait()
+        box.close()
+    assert box.steps() == [10, 50]
+    other = saves(tmp_path, keep=1, best="loss", best_mode="min")  # a figure that no save so far has
+    assert saves(tmp_path, best="reward").best() == 10 and other.best() is None
+    other.save(60, state(60), {"loss": 3.0})
+    other.close()
+    assert other.steps() == [60] and saves(tmp_path, best="loss").best() == 60
+
+
 @pytest.mark.parametrize("change", [lambda x: x.at[0, 0].add(1e-7), lambda x: x.at[3, 1].set(-x[3, 1]), lambda x: x[::-1]])
 def test_the_digest_sees_any_change(change):
     x = jax.random.normal(jax.random.key(0), (16, 4))
-    assert checkpoint._digests({"x": x}) == checkpoint._digests({"x": x + 0})
-    assert checkpoint._digests({"x": x}) != checkpoint._digests({"x": change(x)})
+    assert digests({"x": x}) == digests({"x": x + 0})
+    assert digests({"x": x}) != digests({"x": change(x)})
 
 
 def test_a_state_of_other_shape_is_refused_and_left_in_place(tmp_path):

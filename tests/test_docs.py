@@ -3,7 +3,6 @@
 A command that begins like none of the rows of `SHORT` fails: who writes one says how it is tried.
 """
 
-import os
 import pathlib
 import re
 import shlex
@@ -14,7 +13,8 @@ import pytest
 
 from didr_jax import cli
 from didr_jax.config import flatten
-from didr_jax.named_configs import with_paths
+from didr_jax.named_configs import SAVED, named_configs, with_paths
+from didr_jax.saved_config import READING
 
 REPO = pathlib.Path(__file__).parent.parent
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -33,12 +33,15 @@ def commands() -> dict[str, list[str]]:
 
 
 def parsed(command: str) -> None:
-    """The config is found, each of its overridden keys is one, the mode is one."""
+    """The config is found, or read from a workdir; each of its overridden keys is one; the mode is one."""
     words = with_paths(["run.py", *[w for w in shlex.split(command) if w.startswith("--")]])[1:]
     flags = dict(word[2:].split("=", 1) for word in words)
-    config = flatten(cli._load(os.path.join(REPO, flags.pop("config"))))
-    assert flags.pop("mode", "train") in cli.MODES
-    flags.pop("workdir", None)
+    given, mode = flags.pop("config", ""), flags.pop("mode", "train")
+    assert mode in cli.MODES and (given or mode in READING), "without a config"
+    of_workdir = not given or given.startswith(SAVED)
+    config = set().union(*(flatten(cli._load(path)) for path in (named_configs().values() if of_workdir else [REPO / given])))
+    for flag in ("workdir", "step", "allow_change"):
+        flags.pop(flag, None)
     for key in flags:
         names = re.findall(r"\{([^}]*)\}", key)
         for name in names[0].split(",") if names else [""]:

@@ -248,7 +248,7 @@ def test_run_py_stops_with_code_75_and_refuses_company(tmp_path):
     ]
     first = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        assert "img" in first.stdout.readline()
+        assert any("img" in line for line in iter(first.stdout.readline, ""))
         second = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
         assert second.returncode == 2 and "in use by a live run" in second.stderr
         first.send_signal(signal.SIGTERM)

@@ -25,11 +25,11 @@ from didr_jax.rewards.scoring import read_pairs
 from didr_jax.text.prompts import read_prompts
 from didr_jax.text.tokens import bert_tokenizer, clip_tokenizer
 from didr_jax.training.metrics import read_metrics
-from didr_jax.training.workdir import claim_workdir
 from didr_jax.types import InputError
 from didr_jax.weights.clip import load_text
 from didr_jax.weights.files import read_tensors, write_safetensors
 from tests.parity.vocabularies import CLIP_EOS, CLIP_VOCAB, save_bert_tokenizer, save_clip_tokenizer
+from tests.tiny_runs import claim_workdir
 
 TENSORS = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.float16([1, 2]), "c": np.zeros((0, 3), np.int64),

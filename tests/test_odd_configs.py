@@ -12,9 +12,7 @@ from didr_jax.models.qwen3 import Qwen3Config
 from didr_jax.models.unet_config import UNetConfig
 from didr_jax.models.vae import AutoencoderKL, VAEConfig
 from didr_jax.models.zimage_config import ZImageConfig
-from didr_jax.text.tokens import clip_tokenizer
 from didr_jax.types import InputError
-from tests.parity.vocabularies import CLIP_VOCAB, save_clip_tokenizer
 
 KINDS = {"vae": (VAEConfig, VAE), "unet": (UNetConfig, UNET), "zimage": (ZImageConfig, ZIMAGE), "qwen": (Qwen3Config, QWEN)}
 
@@ -93,11 +91,3 @@ def test_a_choice_of_any_type_is_refused():
     for value in (None, ["eps"], {}, 3):
         with pytest.raises(InputError, match="is not known"):
             require_choice("x", value, {"eps": "e", "v": "v"})
-
-
-def test_tokens_that_the_network_does_not_know_are_refused(tmp_path):
-    """They would be read as its last one, in silence."""
-    save_clip_tokenizer(tmp_path)
-    assert clip_tokenizer(tmp_path, 12, CLIP_VOCAB)(["a cat"])["ids"].max() == CLIP_VOCAB - 1
-    with pytest.raises(InputError, match=f"tokens up to {CLIP_VOCAB - 1}, and the network knows {CLIP_VOCAB - 1}; give the"):
-        clip_tokenizer(tmp_path, 12, CLIP_VOCAB - 1)(["a cat"])

@@ -32,6 +32,49 @@ def test_kinds_of_files(tmp_path, name):
     assert read_prompts(tmp_path / name) == PROMPTS
 
 
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_says_the_encoding_and_is_no_part_of_a_prompt(tmp_path, name, encoding):
+    (tmp_path / name).write_text(FILES[name], encoding=encoding)
+    assert read_prompts(tmp_path / name) == PROMPTS
+
+
+def test_marks_inside_joined_files_are_no_part_of_a_prompt(tmp_path):
+    one = "dog\n".encode("utf-8-sig")
+    (tmp_path / "p.txt").write_bytes(one + one)
+    (tmp_path / "p.jsonl").write_bytes('"dog"\n'.encode("utf-8-sig") * 2 + b'"\\ufeffdog"')
+    (tmp_path / "p.csv").write_bytes(b"prompt\n" + one + '"\ufeffdog"\n'.encode())
+    assert read_prompts(tmp_path / "p.txt") == read_prompts(tmp_path / "p.csv") == ["dog"] * 2
+    assert read_prompts(tmp_path / "p.jsonl") == ["dog"] * 3
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("p.csv", 'prompt\na cat\n"a dog\na bird\na fish\n', "p.csv, row 2, from line 3 on: unexpected end of data; close what"),
+        ("p.csv", 'prompt\n"a dog\n"a bird"\n', "row 1, from line 2 on: ',' expected after '\"'; close what a quote opens"),
+        ("p.tsv", 'prompt\tid\n"a dog\t1\na bird\t2\n', "row 1, from line 2 on: unexpected end of data"),
+        ("p.csv", 'id,prompt\n1,"a\ndog"\n2,"a bird', "row 2, from line 4 on"),
+        ("p.csv", "prompt,id\na dog, running,1\n", r"row 1 .line 2. has 3 cells, and the header 2; put texts that hold ',' into quotes"),
+        ("p.csv", "id,prompt\n1,a dog\n2\n", r"row 2 .line 3. has 1 cells, and the header 2"),
+        ("p.jsonl", '"a dog"\n"\\ud800 bird"\n', r"p.jsonl, line 2 holds U\+D800, half of a character"),
+        ("p.jsonl", '"a dog"\n{"prompt": "a\n', "cannot read .*p.jsonl, line 2"),
+    ],
+)  # fmt: skip
+def test_text_that_would_be_another_is_refused_naming_the_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message) as refused:
+        read_prompts(tmp_path / name)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_csv_allows_is_read(tmp_path):
+    (tmp_path / "p.csv").write_text('id,prompt,note\r\n1,"a\r\ndog",\r\n\r\n2,a 5" heel,x,,\r\n3,"say ""hi"", cat"\r\n')
+    assert read_prompts(tmp_path / "p.csv") == ["a\r\ndog", 'a 5" heel', 'say "hi", cat']
+    (tmp_path / "p.jsonl").write_text('"\\ud83d\\ude00 cat"')  # both halves
+    assert read_prompts(tmp_path / "p.jsonl") == ["😀 cat"]
+
+
 def test_parquet(tmp_path):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet

@@ -38,32 +38,47 @@ def tiny(**overrides):
     return config
 
 
-def train_tiny(workdir, config, recipe=None) -> dict:
+def claim_workdir(config, workdir, free=(), start=None):
+    """Compares a config with a workdir's and writes it there, as the first step of a run does."""
+    from didr_jax.training.claims import compare
+
+    claim = compare(config, workdir, free)
+    claim.start = start
+    claim.record("pretrain", 0)
+
+
+def train_tiny(workdir, config, recipe=None, allowed=()) -> dict:
     """Trains in this process (the mixture, or another recipe); the products as `{path: numpy array}`."""
     import jax
     import numpy as np
 
     from didr_jax import recipes
+    from didr_jax.training import origin
+    from didr_jax.training.claims import compare
     from didr_jax.training.loop import train
     from didr_jax.training.metrics import RunLog
     from didr_jax.training.parallel import make_mesh, path_of, to_host
     from didr_jax.training.run import Run
     from didr_jax.training.startup import on_first
     from didr_jax.training.validate import validate
-    from didr_jax.training.workdir import claim_workdir, make_workdir
+    from didr_jax.training.workdir import make_workdir
 
     validate(config)
     recipe = recipe or recipes.build(config)
     mesh = make_mesh(config.mesh)
 
+    claims = []
+    origin.pin(config, str(workdir))
+
     def claim():
         make_workdir(str(workdir))
-        claim_workdir(config, str(workdir), recipe.free)
+        claims.append(compare(config, str(workdir), recipe.free, allowed=allowed))
 
     on_first(claim)
+    record = claims[0].record if claims else lambda stage, step: []
     log = RunLog(str(workdir), config.log)
     try:
-        run = Run(config, str(workdir), mesh, log)
+        run = Run(config, str(workdir), mesh, log, record)
         with jax.set_mesh(mesh):
             products = to_host({stage: run.load(left) for stage, left in train(recipe, run).items()})
     finally:

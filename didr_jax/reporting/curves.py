@@ -16,7 +16,7 @@ from didr_jax.training.metrics import read_metrics
 from didr_jax.training.workdir import whole_file
 
 # What the log says besides figures of the training itself.
-UNDRAWN = ("stage", "step", "images_seen", "images_per_second", "utilisation", "skipped")
+UNDRAWN = ("stage", "step", "images_seen", "images_per_second", "utilisation", "seconds", "skipped")
 TOGETHER = {name: "gap, divergence and pull" for name in ("gap", "divergence", "pull")}
 BANDS = {"pull_to_divergence": (0.1, 1.0)}  # where docs/running.md wants it
 PLAIN = ("#1f5fa8", "#b4470f", "#2f7d32", "#7a3aa0")  # of lines in a picture

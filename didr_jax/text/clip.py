@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from didr_jax.models.clip import TextTower
 from didr_jax.text.encoder import TextEncoder, text_encoder
 from didr_jax.text.tokens import Tokens, clip_tokenizer
-from didr_jax.types import Array, PyTree, Weights
+from didr_jax.types import Array, InputError, PyTree, Weights
 from didr_jax.weights.clip import load_text
 
 # (tokenizer, encoder) folders
@@ -41,8 +41,13 @@ def clip_encoder(folder: str | os.PathLike, xl: bool, dtype=jnp.float32) -> Text
       InputError: encoders or tokenizers that cannot be read.
     """
     loaded = {encoder: load_text(Path(folder) / encoder) for _, encoder in ENCODERS[xl]}
-    vocab = {encoder: config.vocab for encoder, (config, _) in loaded.items()}
-    tokenizers = {encoder: clip_tokenizer(Path(folder) / name, vocab=vocab[encoder]) for name, encoder in ENCODERS[xl]}
+    rows = {encoder: config.vocab for encoder, (config, _) in loaded.items()}
+    tokenizers = {encoder: clip_tokenizer(Path(folder) / tokenizer, rows=rows[encoder]) for tokenizer, encoder in ENCODERS[xl]}
+    if xl and loaded["text_encoder_2"][0].embed is None:
+        raise InputError(
+            f"{folder}/text_encoder_2 has no text_projection.weight, which makes SDXL's pooled embedding; fetch the whole "
+            "CLIPTextModelWithProjection"
+        )
     towers = {encoder: TextTower(config, dtype=dtype) for encoder, (config, _) in loaded.items()}
 
     def tokenize(prompts: Sequence[str]) -> Tokens:

@@ -1,5 +1,6 @@
 """Reading prompt files: one prompt a line, or a table with a column of prompts."""
 
+import codecs
 import csv
 import json
 import os
@@ -11,6 +12,16 @@ from didr_jax.types import InputError
 
 # Names under which a table may hold its prompts, best first.
 COLUMNS = ("prompt", "caption", "text")
+
+BOM = "\ufeff"
+# How files begin that say their encoding; the longer marks first.
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 # (where it stands, {column: cell}, or the bare string that stands for a row)
 Row = tuple[str, Any]
@@ -33,7 +44,7 @@ def read_prompts(path: str | os.PathLike, column: str = "", limit: int = 0) -> l
     prompts = []
     for where, row in read_rows(path, wanted):
         text = plain(row, where) if isinstance(row, str) and not column else _cell(row, wanted, where)
-        if text := text.strip():
+        if text := text.strip().lstrip(BOM).strip():
             prompts.append(text)
         if limit and len(prompts) == limit:
             break
@@ -43,7 +54,9 @@ def read_prompts(path: str | os.PathLike, column: str = "", limit: int = 0) -> l
 
 
 def read_rows(path: str | os.PathLike, wanted: Sequence[str]) -> Iterator[Row]:
-    """The rows of a file, one after the other, as text in UTF-8 with or without a byte order mark.
+    """The rows of a file, one after the other, as text in UTF-8, or in what a byte order mark says.
+
+    Marks at the beginning of later lines, as files have that were joined, are left out too.
 
     Args:
       path: of one of the kinds in `READERS`.
@@ -66,23 +79,65 @@ def read_rows(path: str | os.PathLike, wanted: Sequence[str]) -> Iterator[Row]:
         raise InputError(f"prompts: cannot read {path}: {reason}") from error
 
 
+def _encoding(path: Path) -> str:
+    with open(path, "rb") as file:
+        head = file.read(4)
+    return next((name for mark, name in MARKS.items() if head.startswith(mark)), "utf-8")
+
+
+def _text(path: Path) -> Iterator[str]:
+    """The lines of a file with their ends as they are."""
+    with open(path, newline="", encoding=_encoding(path)) as file:
+        for line in file:
+            yield line.removeprefix(BOM)
+
+
 def _lines(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            yield f"{path}, line {number}", line
+    for number, line in enumerate(_text(path), 1):
+        yield f"{path}, line {number}", line
 
 
 def _json_lines(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
     for where, line in _lines(path, wanted):
-        if line.strip():
-            yield where, json.loads(line)
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if "\\u" in line:  # an escape can be half a character, which no encoding has
+                json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"U+{ord(error.object[error.start]):04X}"
+            raise InputError(f"prompts: {where} holds {half}, half of a character; write the file again as UTF-8") from None
+        except ValueError as error:
+            raise InputError(f"prompts: cannot read {where}: {error}") from None
+        yield where, row
 
 
 def _separated(delimiter: str) -> Callable[[Path, Sequence[str]], Iterator[Row]]:
     def rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(csv.DictReader(file, delimiter=delimiter), 1):
-                yield f"{path}, row {number}", row
+        reader = csv.reader(_text(path), delimiter=delimiter, strict=True)
+        names = next(reader, [])
+        column = next((names.index(name) for name in wanted if name in names), -1)
+        number = 0
+        while True:
+            where, first = f"{path}, row {number + 1}", reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise InputError(
+                    f"prompts: {where}, from line {first} on: {error}; close what a quote opens, and write a quote inside as two"
+                ) from None
+            if not cells:
+                continue
+            if any(cells[len(names) :]) or len(cells) <= column:
+                raise InputError(
+                    f"prompts: {where} (line {first}) has {len(cells)} cells, and the header {len(names)}; put texts that hold "
+                    f"{delimiter!r} into quotes"
+                )
+            number += 1
+            yield where, dict(zip(names, cells, strict=False))
 
     return rows
 

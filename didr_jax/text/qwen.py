@@ -15,7 +15,7 @@ import numpy as np
 from didr_jax.models.config import building
 from didr_jax.models.qwen3 import Qwen3, Qwen3Config
 from didr_jax.text.encoder import TextEncoder, text_encoder
-from didr_jax.text.tokens import Tokens, opened, require_known
+from didr_jax.text.tokens import Tokens, opened, require_rows
 from didr_jax.types import Array, InputError, PyTree
 from didr_jax.weights.engine import weights_of
 from didr_jax.weights.files import read_tensors
@@ -41,13 +41,13 @@ def qwen_encoder(folder: str | os.PathLike, max_length: int, dtype=jnp.float32, 
     """
     tokenizer, path = qwen_tokenizer(Path(folder) / "tokenizer"), Path(folder) / "text_encoder"
     model = Qwen3(config := Qwen3Config.from_json(part_json(folder, "text_encoder")), dtype=dtype)
+    require_rows(tokenizer, Path(folder) / "tokenizer", config.vocab_size)
     with building("Qwen3Model"):
         shapes = jax.eval_shape(model.init, jax.random.key(0), *jnp.zeros((2, 1, 1), int))["params"]
     open_tensors = functools.partial(read_tensors, path, variant=variant)
 
     def tokenize_padded(prompts: Sequence[str]) -> Tokens:
         ids, mask = tokenize(tokenizer, prompts, max_length)
-        require_known(ids, config.vocab_size)
         return {"ids": ids, "mask": mask}
 
     def encode(params: PyTree, tokens: PyTree) -> dict[str, Array]:

@@ -17,23 +17,36 @@ Tokens = dict[str, np.ndarray]
 Tokenizer = Callable[[Sequence[str]], Tokens]
 
 
-def clip_tokenizer(folder: str | os.PathLike | None, length: int = 77, vocab: int | None = None) -> Tokenizer:
+def clip_tokenizer(folder: str | os.PathLike | None, length: int = 77, rows: int | None = None) -> Tokenizer:
     """CLIP's byte-pair tokenizer -> prompts to `{"ids": int32 [b, length]}`.
 
     Padded with the folder's own padding token (the states of padding condition SDXL) and truncated so that the
     end-of-text token stays last.  `folder`: any Hugging Face CLIP folder or a pipeline's `tokenizer*`; None: blank
-    tokens, for plans.  `vocab`: how many tokens the network knows: an id beyond would be read as another's.
+    tokens, for plans.  `rows`: of the embedding table that the ids are for (`require_rows`); None: not known.
     """
     from transformers import CLIPTokenizer
 
-    return functools.partial(_ids, _from_folder(CLIPTokenizer, folder), length, vocab, masked=False)
+    return functools.partial(_ids, _from_folder(CLIPTokenizer, folder, rows), length, masked=False)
 
 
-def bert_tokenizer(folder: str | os.PathLike | None, length: int = 35, vocab: int | None = None) -> Tokenizer:
+def bert_tokenizer(folder: str | os.PathLike | None, length: int = 35, rows: int | None = None) -> Tokenizer:
     """BERT's uncased word pieces -> prompts to `{"ids": int32 [b, length], "mask": bool [b, length]}`; None as above."""
     from transformers import BertTokenizer
 
-    return functools.partial(_ids, _from_folder(BertTokenizer, folder), length, vocab, masked=True)
+    return functools.partial(_ids, _from_folder(BertTokenizer, folder, rows), length, masked=True)
+
+
+def require_rows(tokenizer: Any, folder: str | os.PathLike, rows: int) -> None:
+    """Raises InputError for a tokenizer of transformers that has a token beyond an embedding table of so many rows.
+
+    Such an id is no error on a device: its embedding is NaN, or another token's.
+    """
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest >= rows:
+        raise InputError(
+            f"tokenizer: {folder} has {token!r} as number {largest}, and the text encoder that it is for has {rows} "
+            "tokens; give the tokenizer that came with the encoder"
+        )
 
 
 def utf8(prompts: Sequence[str]) -> Tokens:
@@ -59,14 +72,17 @@ def has_tokenizer(folder: str | os.PathLike) -> bool:
     return any((Path(folder) / name).is_file() for name in FILES)
 
 
-def _from_folder(kind: Any, folder: str | os.PathLike | None):
+def _from_folder(kind: Any, folder: str | os.PathLike | None, rows: int | None):
     if folder is None:
         return _blank
     if not Path(folder).is_dir():
         raise InputError(f"tokenizer: no such folder: {folder}; give one with tokenizer.json or vocabulary files")
     if not has_tokenizer(folder):
         raise InputError(f"tokenizer: {folder} holds none of {', '.join(FILES)}")
-    return opened(kind, folder)
+    tokenizer = opened(kind, folder)
+    if rows is not None:
+        require_rows(tokenizer, folder, rows)
+    return tokenizer
 
 
 def opened(kind: Any, folder: str | os.PathLike) -> Any:
@@ -93,16 +109,7 @@ def _blank(prompts: list[str], *, max_length: int, **_) -> Tokens:
     return {"input_ids": blank, "attention_mask": blank}
 
 
-def require_known(ids: np.ndarray, vocab: int | None) -> None:
-    """Raises InputError for token ids that a network of `vocab` tokens does not know."""
-    if vocab is not None and ids.size and ids.max() >= vocab:
-        raise InputError(
-            f"tokenizer: it makes tokens up to {ids.max()}, and the network knows {vocab}; give the tokenizer that came with it"
-        )
-
-
-def _ids(tokenizer, length: int, vocab: int | None, prompts: Sequence[str], *, masked: bool) -> Tokens:
+def _ids(tokenizer, length: int, prompts: Sequence[str], *, masked: bool) -> Tokens:
     out = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="np")
     tokens = {"ids": out["input_ids"].astype(np.int32)}
-    require_known(tokens["ids"], vocab)
     return {**tokens, "mask": out["attention_mask"].astype(bool)} if masked else tokens

@@ -8,78 +8,48 @@ leaves the previous save intact.  A save is made of items, each of which can be 
     ...     each product of the stage (a moving average, say) under its own name
     meta    the config, the code's version, and of every leaf its shape, dtype and digest
 
-The digest is a weighted sum of bits (mod 2³²) that no single wrong word leaves unchanged.  It
-is computed where the leaf lives and does not depend on how it is split, so a state restored onto another
-mesh is checked to the last bit.  A save that cannot be read back exactly is named, set aside in
-`corrupt/`, and the one before it is used.
+A save that cannot be read back exactly (`digests`) is named, set aside in `corrupt/`, and the one before it is used.
 """
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from didr_jax.training.digests import describe, digests, shapes_of
 from didr_jax.training.exits import CannotSave
-from didr_jax.training.parallel import path_of, settle, with_places
+from didr_jax.training.parallel import with_places
 from didr_jax.training.startup import is_first_process, on_first
-from didr_jax.types import Array, InputError, PyTree, Weights
+from didr_jax.types import InputError, PyTree, Weights
 
 _REMEDY = "--mode=train goes on from an older save and makes it again"
 STATE = "state"  # the item that holds what only training needs
 FORMAT = 2  # of saves; 1 had the products inside the state
 
 
-@jax.jit
-def _digest(before: Array, x: Array) -> Array:
-    """3·before + Σ_i bits_i · (2i + 1) mod 2³²: odd weights, so that every single change shows."""
-    word = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-    bits = x.astype(word) if x.dtype == bool else jax.lax.bitcast_convert_type(x, word)
-    index = jnp.zeros((), jnp.uint32)
-    for dimension, size in enumerate(bits.shape):
-        index = index * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dimension)
-    return 3 * before + jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
-
-
-def _describe(tree: PyTree) -> dict[str, str]:
-    """`{path: "float32[64,3]"}` of arrays or their shapes."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_of(keys): f"{x.dtype}[{','.join(map(str, x.shape))}]" for keys, x in leaves}
-
-
-def _digests(tree: PyTree) -> dict[str, int]:
-    """A running digest over the leaves: the first that differs names the leaf that does."""
-    running, digest = {}, np.uint32(0)
-    for keys, x in jax.tree_util.tree_leaves_with_path(tree):
-        running[path_of(keys)] = digest = settle(_digest(digest, x))
-    return {path: int(value) for path, value in running.items()}
-
-
-def _shapes_of(leaves: dict[str, str]) -> PyTree:
-    """The inverse of `_describe`, for a tree of nested dicts."""
-    tree: dict = {}
-    for path, text in leaves.items():
-        dtype, _, sizes = text.partition("[")
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        shape = tuple(int(n) for n in sizes.rstrip("]").split(",") if n)
-        node[name] = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-    return tree
-
-
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _bytes(tree: PyTree) -> int:
@@ -105,6 +75,7 @@ class Checkpoints:
       about: what every save says of its origin, as JSON holds it.
       say: prints a line for the user.
       largest: a figure besides `section.best`, the save with the largest value of which is kept too; empty: none.
+      read_only: nothing is made, removed or saved, whoever else trains here.
     """
 
     def __init__(
@@ -113,21 +84,29 @@ class Checkpoints:
         section,
         about: dict | None = None,
         say: Callable[[str], None] = print,
+        *,
         largest: str = "",
+        read_only: bool = False,
     ):
-        self.directory = os.path.abspath(directory)
-        self._about, self._say = about or {}, say
-        self._best = {
-            name: sign for name, sign in ((section.best, 1 if section.best_mode == "max" else -1), (largest, 1)) if name
-        }
+        self.directory, self._about, self._say, self._best = os.path.abspath(directory), about or {}, say, section.best
+        self._sign = 1 if section.best_mode == "max" else -1
+        self._judged_by = {name: sign for name, sign in ((section.best, self._sign), (largest, 1)) if name}
         keep = [checkpoint_managers.LatestN(section.keep)]
         if section.keep_every:
             keep.append(checkpoint_managers.EveryNSteps(section.keep_every))
-        for name, sign in self._best.items():
-            figure = lambda metrics, name=name, sign=sign: sign * metrics[name] if name in metrics else -np.inf
+        for name, sign in self._judged_by.items():
+            figure = lambda metrics, name=name, sign=sign: sign * metrics[name] if name in metrics else -math.inf
             keep.append(checkpoint_managers.BestN(get_metric_fn=figure, n=1, keep_checkpoints_without_metrics=False))
-        options = ocp.CheckpointManagerOptions(create=True, preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep))
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        if read_only:
+            options = ocp.CheckpointManagerOptions(create=False, read_only=True, save_interval_steps=0)
+        else:
+            policy = checkpoint_managers.AnyPreservationPolicy(keep)
+            # best_fn is what makes orbax write figures down: without, a run that goes on would forget its best save
+            options = ocp.CheckpointManagerOptions(
+                create=True, preservation_policy=policy, best_fn=figure if self._judged_by else None
+            )
+        with _silent() if read_only else contextlib.nullcontext():  # of a reader, orbax warns that it reads
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest(self) -> int | None:
         """The step of the newest complete save, or None."""
@@ -143,6 +122,12 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps of all complete saves, in order."""
         return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """The step of the complete save that the policy's figure likes best; None if it was recorded for none."""
+        found = {step: (self._manager.metrics(step) or {}).get(self._best) for step in self.steps()}
+        judged = {step: value for step, value in found.items() if value is not None}
+        return max(judged, key=lambda step: self._sign * judged[step], default=None)
 
     def require_room(self, shapes: PyTree) -> None:
         """Raises InputError, in every process, if one more save of `shapes` would not fit on the disk."""
@@ -173,9 +158,9 @@ class Checkpoints:
         if step == self._manager.latest_step():
             return
         of_each = lambda describe: {name: describe(tree) for name, tree in items.items()}
-        meta = {"format": FORMAT, "step": step, **self._about, "leaves": of_each(_describe), "digests": of_each(_digests)}
+        meta = {"format": FORMAT, "step": step, **self._about, "leaves": of_each(describe), "digests": of_each(digests)}
         meta |= {"note": note} if note else {}
-        judged = {name: figures[name] for name in self._best if np.isfinite(figures.get(name, np.nan))} if figures else {}
+        judged = {name: figures[name] for name in self._judged_by if np.isfinite(figures.get(name, np.nan))} if figures else {}
         with self._writing(step):
             self._probe(_bytes(items))
             contents = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
@@ -234,19 +219,34 @@ class Checkpoints:
             )
         return None
 
+    def restore(self, step: int, shapes: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        """The items of a save, as `restore_newest`; raises InputError if it is damaged, and leaves it where it is."""
+        items, problem = self._restore(step, shapes, whole=True)
+        if problem is not None:
+            raise InputError(f"checkpoint {self.directory}/{step} is damaged ({problem}); choose another")
+        return items
+
+    def about(self, step: int) -> dict:
+        """What a save says of itself: `leaves` {item: {path: dtype and shape}}, `config`, `code`, …
+
+        Raises:
+          InputError: an older version's save, or one that is damaged.
+        """
+        try:
+            return self._meta(step)
+        except InputError:
+            raise
+        except Exception as error:  # whatever orbax and the file system find wrong
+            raise InputError(f"checkpoint {self.directory}/{step} is damaged ({_line(error)}); {_REMEDY}") from None
+
     def products(self, step: int) -> dict[str, Weights]:
         """The products in a save, each read alone and only when it is loaded; their shapes are those that the save tells.
 
         Raises:
           InputError: an older version's save; and, when loaded, one that cannot be read back exactly.
         """
-        try:
-            leaves = self._meta(step)["leaves"]
-        except InputError:
-            raise
-        except Exception as error:  # whatever orbax and the file system find wrong
-            raise InputError(f"checkpoint {self.directory}/{step} is damaged ({_line(error)}); {_REMEDY}") from None
-        return {name: self._product(step, name, _shapes_of(leaves[name])) for name in leaves if name != STATE}
+        leaves = self.about(step)["leaves"]
+        return {name: self._product(step, name, shapes_of(leaves[name])) for name in leaves if name != STATE}
 
     def _product(self, step: int, name: str, saved: PyTree) -> Weights:
         def fill(shapes: PyTree, places) -> PyTree:
@@ -281,7 +281,7 @@ class Checkpoints:
             if meta["step"] != step:
                 raise ValueError(f"it is the save of step {meta['step']}")
             flat = lambda tables: {f"{name}: {path}": text for name, table in tables.items() for path, text in table.items()}
-            wanted = flat({name: _describe(tree) for name, tree in shapes.items()})
+            wanted = flat({name: describe(tree) for name, tree in shapes.items()})
             found = flat({name: table for name, table in meta["leaves"].items() if whole or name in shapes})
             differing = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
             if differing:
@@ -294,7 +294,7 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
             items = {name: restored[name] for name in shapes}
             for name, tree in items.items():
-                now, then = _digests(tree), meta["digests"][name]
+                now, then = digests(tree), meta["digests"][name]
                 wrong = [path for path in now if now[path] != then[path]]
                 if wrong and problem is None:
                     problem = f"{name}: {wrong[0]} differs from what was saved"

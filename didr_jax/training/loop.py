@@ -8,15 +8,17 @@ whatever mesh and number of processes it then has.
 
 import math
 import os
+from collections.abc import Callable
 
 import jax
 
-from didr_jax.training import flops
+from didr_jax.training import flops, origin
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.chips import peak_here
 from didr_jax.training.evaluation import PREFIX, Evaluators, Verdict
 from didr_jax.training.exits import Hacked, NotFinite, Preempted, StopRequest
 from didr_jax.training.hacking import HackingWatch, in_words
+from didr_jax.training.introduction import heartbeat, introduction
 from didr_jax.training.metrics import Progress, RunLog, read_metrics
 from didr_jax.training.parallel import check_batches, held, put_batch, settle
 from didr_jax.training.profiling import ProfileWindow
@@ -66,21 +68,38 @@ def _trained(stage: Stage, label: str, shapes, saves: Checkpoints, run: Run, sto
     restored = saves.restore_newest(stage.split(shapes))
     if restored is None:
         saves.require_room(shapes)
-        first, state = 0, stage.init(places)
+        state = origin.begun(stage, shapes, places, run)
+        first, state = 0, stage.init(places) if state is None else state
     else:
         first, items = restored
         state = stage.join(items)
         run.log.say(f"{label}  goes on from at step {first}")
-    return state if first == stage.steps else _loop(stage, label, state, places, first, saves, run, stop)
+    if first == stage.steps:
+        return state
+    with heartbeat(run.log.say, f"{label}  no step is done yet: compiling") as compiling:
+        return _loop(stage, label, state, places, first, saves, run, stop, compiling.set)
 
 
-def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoints, run: Run, stop: StopRequest):
+def _loop(
+    stage: Stage,
+    label: str,
+    state,
+    places,
+    first: int,
+    saves: Checkpoints,
+    run: Run,
+    stop: StopRequest,
+    begun: Callable[[], None],
+):
+    """`begun`: called when the first step is done."""
     config = run.config
     step_fn = stage.compiled(places, run.mesh)
     frozen = run.load(stage.frozen)
     evaluators = Evaluators(stage.evals, stage.steps, frozen, run.load)
     alarm, stops = _alarm(evaluators, stage.name, first, run), config.watch.hacking == "stop"
     progress = Progress(run.log, label, stage.name, first, stage.steps, stage.batch_size)
+    for line in introduction(stage, state, frozen, run.mesh):
+        run.log.say(f"{label}  {line}")
     window = ProfileWindow(config.profile, stage.name, run.workdir)
     dropped = Dropped(config.watch.dropped, stage.batch_size)
 
@@ -89,7 +108,7 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
         streak = int(metrics["streak"])
         dropped.count(metrics)
         if done % config.log.every == 0 or done in (first + 1, stage.steps):
-            progress.report(done, _floats(metrics))
+            progress.report(done, _floats(metrics), {name: rate(done - 1) for name, rate in stage.rates.items()})
             for line in dropped.warnings(_floats(metrics)):
                 run.log.say(f"{label}  warning: {line}")
         none_good = done == stage.steps and streak == stage.steps  # patience would outlast the stage
@@ -129,6 +148,8 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
         if step == first:
             jax.block_until_ready(metrics)
             progress.started(done)
+            begun()
+            _claim(run, stage.name, first)
         if last and not trouble:
             trouble = look(done, metrics)
         found, hacked = ({}, None) if trouble else judge(done)
@@ -152,6 +173,12 @@ def _loop(stage: Stage, label: str, state, places, first: int, saves: Checkpoint
         previous = (done, metrics)
     window.close(state)
     return state
+
+
+def _claim(run: Run, stage: str, step: int) -> None:
+    for line in run.claim(stage, step):
+        run.log.say(line)
+    origin.keep(run)
 
 
 def _floats(metrics: dict) -> dict[str, float]:
@@ -204,5 +231,6 @@ def train(recipe: Recipe, run: Run) -> Products:
     with jax.set_mesh(run.mesh), StopRequest() as stop:
         for i, name in enumerate(names):
             label = f"{name} ({i + 1}/{len(names)})"
-            products[name] = run_stage(recipe.stages[name](products), label, run, stop)
+            products[name] = origin.taken(name, run) or run_stage(recipe.stages[name](products), label, run, stop)
+        _claim(run, names[-1], run.config[names[-1]].steps)
     return products

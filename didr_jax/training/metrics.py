@@ -26,6 +26,10 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
 class Sink(NamedTuple):
     """Where figures go besides metrics.jsonl: `write(stage, step, {name: float})`, `show(stage, step, {name: picture})`."""
 
@@ -96,6 +100,10 @@ class RunLog:
         if section is not None and section.service:
             self._sinks.append(_service(workdir, section))
 
+    def seconds(self) -> float:
+        """Since the run was started, this time."""
+        return time.time() - self._started
+
     def say(self, message: str) -> None:
         """A line on the screen, with the time since the run began."""
         if is_first_process():
@@ -159,21 +167,21 @@ class Progress:
         if self._origin is not None:
             self._origin += time.time() - begun
 
-    def report(self, step: int, metrics: dict) -> None:
-        """Prints and logs `metrics` (floats) of the step that was just finished."""
+    def report(self, step: int, metrics: dict, quietly: dict | None = None) -> None:
+        """Prints and logs `metrics` (floats) of the step that was just finished; logs what is to be told `quietly`."""
         begun = time.time() if self._origin is None else self._origin
         rate = (step - self._first) / max(time.time() - begun, 1e-9)
         images, seen = rate * self._batch_size, step * self._batch_size
         eta = (self._total - step) / max(rate, 1e-9)
         figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        speed = f"{images:,.0f} img/s  {1000 / max(rate, 1e-9):.3g} ms/step  ETA {_clock(eta)}"
+        speed = f"{_rate(images)} img/s  {1000 / max(rate, 1e-9):.3g} ms/step  ETA {_clock(eta)}"
         speed += f"  {rate * self.least:.1%} of peak" if self.least else ""
         self._log.say(
             f"{self._label}  {step:>5}/{self._total}  {seen:,} img  {speed if step > self._first else 'compiled'}  {figures}"
         )
-        told = {"images_seen": seen, "images_per_second": round(images, 2)}
+        told = {"images_seen": seen, "images_per_second": float(f"{images:.4g}"), "seconds": round(self._log.seconds(), 1)}
         told |= {"utilisation": round(rate * self.least, 4)} if self.least and step > self._first else {}
-        self._log.write(self._stage, step, metrics | told)
+        self._log.write(self._stage, step, metrics | (quietly or {}) | told)
 
 
 def read_metrics(workdir: str) -> list[dict]:

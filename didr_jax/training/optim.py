@@ -63,6 +63,14 @@ def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformatio
     return optax.GradientTransformation(lambda params: tx.init(wide(params)), update)
 
 
+def begun_again(opt_state: PyTree) -> PyTree:
+    """An optimiser's state whose learning rate begins anew, warm-up and all; its moments stay, and what corrects them."""
+    is_course = lambda node: getattr(node, "_fields", ()) == ("count",)  # optax's state of what only follows a schedule
+    return jax.tree.map(
+        lambda node: jax.tree.map(jnp.zeros_like, node) if is_course(node) else node, opt_state, is_leaf=is_course
+    )
+
+
 def guarded_update(
     tx: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree, loss: Array | float = 0.0
 ) -> tuple[PyTree, PyTree, Array, Array]:

@@ -30,7 +30,7 @@ class Recipe:
       modes: what else than training can be asked for, name -> `(products, run) -> None`.  Runs in every process,
         under the run's mesh.  `eval` is also how training ends.
       alone: modes that need no trained products, and get none.
-      free: sections of the config that do not touch what is trained: they may change when a run goes on.
+      free: sections and keys of the config that do not define what is trained: they may change when a run goes on.
       remedies, luxuries: what can be done about a plan that does not fit, or has room to spare (`planning.report`).
     """
 

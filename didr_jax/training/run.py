@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ from didr_jax.training.parallel import shardings, with_places
 from didr_jax.training.redact import redacted
 from didr_jax.types import InputError, PyTree, Weights
 
+LATEST, BEST = "latest", "best"  # saves, besides their numbers
+
 Products = Mapping[str, Mapping[str, Weights]]  # stage -> what it leaves to later stages and to reports, by name
 
 
@@ -22,6 +24,8 @@ Products = Mapping[str, Mapping[str, Weights]]  # stage -> what it leaves to lat
 class Run:
     """One run.  Everything is loaded into its place by the rules of `config.mesh`.
 
+    `claim`: of the workdir, to be made when the first step is done: `(stage, steps done before it) -> lines for the log`
+    (`claims.Claim.record`).
     `redraw(must)` is called after evaluations, and where a run ends early (then it must): what the run shows of itself may be
     drawn again; None: nothing is.
     """
@@ -30,16 +34,18 @@ class Run:
     workdir: str
     mesh: Mesh
     log: RunLog
+    claim: Callable[[str, int], Iterable[str]] = lambda stage, step: ()
     redraw: Callable[[bool], None] | None = None
 
     def path(self, *names: str) -> str:
         """Of a file in the workdir."""
         return os.path.join(self.workdir, *names)
 
-    def saves(self, stage: str) -> Checkpoints:
+    def saves(self, stage: str, read_only: bool = False) -> Checkpoints:
         about = {"stage": stage, "code": code_version(), "jax": jax.__version__, "config": redacted(self.config.to_dict())}
         largest = MARK + UNHARMED if self.config.watch.hacking == "stop" else ""
-        return Checkpoints(self.path("checkpoints", stage), self.config.checkpoint, about, self.log.say, largest)
+        section, folder = self.config.checkpoint, self.path("checkpoints", stage)
+        return Checkpoints(folder, section, about, self.log.say, largest=largest, read_only=read_only)
 
     def places(self, tree: PyTree) -> PyTree:
         """A sharding for every leaf."""
@@ -54,18 +60,53 @@ class Run:
         return {name: each.load(self.places({name: each.shapes})[name]) for name, each in weights.items()}
 
 
-def saved_products(run: Run) -> Products:
-    """What the stages of a finished run left, still on disk: each is read when, and if, it is loaded.
+def check_step(step: str) -> None:
+    """Raises InputError unless `step` is a number, "latest", "best" or empty."""
+    if step and step not in (LATEST, BEST) and not step.isdecimal():
+        raise InputError(f"--step={step}: give the step of a save, {LATEST} or {BEST}")
+
+
+def saved_products(run: Run, step: str = "") -> Products:
+    """What the stages of a run left, still on disk: each is read when, and if, it is loaded.
+
+    Args:
+      run: whose workdir is read; another process may train in it.
+      step: which save of the last stage: its number, "latest", or "best" by `config.checkpoint.best`, of an unfinished
+        run too; empty: that of the last step.
 
     Raises:
-      InputError: naming the first stage that is not finished, or a save that is not this version's.
+      InputError: naming the first stage that is not finished, a step that is not saved, or a save that is not this
+        version's.
     """
-    products = {}
+    check_step(step)
+    products, last = {}, run.config.stages[-1]
     for name in run.config.stages:
-        saves, steps = run.saves(name), run.config[name].steps
+        saves, steps = run.saves(name, read_only=True), run.config[name].steps
         latest = saves.latest()
-        if latest is None or latest != steps:
+        if name == last and step and latest is not None:
+            chosen = _chosen(saves, step, name, run.config.checkpoint.best)
+            run.log.say(f"{name}  at step {chosen} of {steps}")
+        elif latest is not None and latest == steps:
+            chosen = latest
+        else:
             at = f"at step {latest or 0} of {steps}"
-            raise InputError(f"--workdir={run.workdir}: stage {name!r} is not finished ({at}); run --mode=train first")
-        products[name] = saves.products(latest)
+            remedy = "run --mode=train first" + (f", or see what it has with --step={LATEST}" if name == last and latest else "")
+            raise InputError(f"--workdir={run.workdir}: stage {name!r} is not finished ({at}); {remedy}")
+        products[name] = saves.products(chosen)
     return products
+
+
+def _chosen(saves: Checkpoints, step: str, stage: str, figure: str) -> int:
+    """The number of a save that is there."""
+    steps = saves.steps()
+    there = f"stage {stage!r} has saves of the steps {', '.join(map(str, steps))}"
+    if step == LATEST:
+        return steps[-1]
+    if step == BEST:
+        if (best := saves.best()) is not None:
+            return best
+        why = f"none of them has a recorded {figure!r}" if figure else "config.checkpoint.best names no figure to judge them by"
+        raise InputError(f"--step={BEST}: {there}, and {why}; choose one, or {LATEST}")
+    if int(step) not in steps:
+        raise InputError(f"--step={step}: {there}; choose one of them, {LATEST} or {BEST}")
+    return int(step)

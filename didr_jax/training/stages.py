@@ -5,7 +5,7 @@ a batch.  Building one reads nothing; what is needed is read when the stage runs
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,10 +13,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from didr_jax.builders import settings_of
+from didr_jax.diffused_reward import resolve
 from didr_jax.objectives import OBJECTIVES, Objective
 from didr_jax.training.checkpoint import STATE
 from didr_jax.training.evaluation import Evaluator
-from didr_jax.training.optim import make_optimizer
+from didr_jax.training.optim import learning_rate, make_optimizer
 from didr_jax.training.parallel import create
 from didr_jax.training.state import init_fit, init_game
 from didr_jax.training.step import Networks, make_fit_step, make_game_step, no_noise
@@ -34,7 +35,8 @@ class Stage:
       steps: how many.
       batch_size: samples per step, for the log.
       shapes: of the state, a dataclass of `training.state`.
-      init: `shardings of the state -> state` before the first step.
+      init: `(shardings of the state, products) -> state` before the first step; `products`: arrays by name, of another run,
+        to begin with; without, the stage's own start.
       step: `(state, frozen, batch) -> (state, metrics)`; pure.
       frozen: the parameters that the step reads and never changes, by name.
       batch: `step -> batch` of numpy arrays, a function of the step alone.
@@ -42,13 +44,15 @@ class Stage:
       products: what the stage leaves, `{name: field of the state}`; each is saved as an item of its own.
       batch_shapes: of a batch, for plans; None: those of the first one, which can then be made without reading.
       evals: by name, what judges the stage while it runs (`evaluation`).
+      rates: learning rates by name, `steps done -> rate of the next update`, for the log.
+      about: lines for the log before the first step; only called where the stage runs.
     """
 
     name: str
     steps: int
     batch_size: int
     shapes: Any
-    init: Callable[[Any], Any]
+    init: Callable[..., Any]
     step: Callable
     frozen: Mapping[str, Weights]
     batch: Callable[[int], PyTree]
@@ -56,6 +60,8 @@ class Stage:
     products: Mapping[str, str]
     batch_shapes: PyTree = None
     evals: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
+    rates: Mapping[str, Callable[[int], float]] = dataclasses.field(default_factory=dict)
+    about: Callable[[], Sequence[str]] = tuple
 
     def compiled(self, places: Any, mesh: Mesh) -> jax.stages.Wrapped:
         """The step as a jitted function that overwrites its state; `places`: where the state lives."""
@@ -109,8 +115,8 @@ def fit_stage(
     tx = make_optimizer(section.optimizer, section.steps)
     make = lambda params: init_fit(params, tx)
 
-    def init(places):
-        params = start.load(places.params)
+    def init(places, products=None):
+        params = products["params"] if products else start.load(places.params)
         return create(lambda: make(params), places)
 
     return Stage(
@@ -133,7 +139,14 @@ def fit_stage(
         batch_axis=0,
         products={"params": "ema"},
         evals=evals or {},
+        rates={"lr": _rate(section.optimizer, section.steps)},
     )
+
+
+def _rate(section, updates: int, each: int = 1) -> Callable[[int], float]:
+    """Of an optimiser with so many updates in a stage, `each` of them in a step."""
+    course = learning_rate(section, updates)
+    return lambda step: float(course(step * each))
 
 
 def game_stage(
@@ -148,6 +161,7 @@ def game_stage(
     objective: Objective | None = None,
     condition_shapes: PyTree = None,
     evals: Mapping[str, Evaluator] | None = None,
+    about: Callable[[], Sequence[str]] = tuple,
 ) -> Stage:
     """A stage that trains a generator against its online score network (TA).
 
@@ -163,7 +177,7 @@ def game_stage(
       frozen: what the networks read besides their own parameters.
       objective: in place of the one that the section names.
       condition_shapes: of the conditions of one sample, `[1, ...]`, for plans; None: `conditions` reads nothing.
-      evals: see `Stage`.
+      evals, about: see `Stage`; the objective and its numbers are told before `about`.
 
     Raises:
       InputError: an objective that needs a reward, in a stage that has none: it would be another one without a word.
@@ -177,13 +191,21 @@ def game_stage(
     updates, n = section.ta_updates + 1, section.batch_size
     make = lambda generator, ta: init_game(generator, ta, tx_generator, tx_ta)
 
-    def init(places):
-        start = generator.load(places.generator), ta.load(places.ta)
+    def init(places, products=None):
+        start = (products["generator"], products["ta"]) if products else (generator.load(places.generator), ta.load(places.ta))
         return create(lambda: make(*start), places)
 
     def batch(step):
         flat = conditions(step_rng(config.seed, name, step), updates * n)
         return jax.tree.map(lambda value: value.reshape(updates, n, *value.shape[1:]), flat)
+
+    def told():
+        reward = networks.reward is not None
+        numbers = f", estimator {resolve(section.estimator)}, beta {section.beta:g}" if reward and objective.needs_reward else ""
+        return (
+            f"objective {section.objective}{numbers}, guidance {section.guidance:g}, {section.ta_updates} TA updates a step",
+            *about(),
+        )
 
     many = lambda a: jax.ShapeDtypeStruct((updates, n, *a.shape[1:]), a.dtype)
     return Stage(
@@ -213,4 +235,9 @@ def game_stage(
         products={"generator": "ema", "ta": "ta"},
         batch_shapes=None if condition_shapes is None else jax.tree.map(many, condition_shapes),
         evals=evals or {},
+        rates={
+            "lr": _rate(section.generator_optimizer, section.steps),
+            "lr_ta": _rate(section.ta_optimizer, section.steps * section.ta_updates, section.ta_updates),
+        },
+        about=told,
     )

@@ -1,4 +1,4 @@
-"""The workdir of a run: one config for good, one live run at a time, whole files only."""
+"""The workdir of a run: its config, one live run at a time, whole files only."""
 
 import contextlib
 import errno
@@ -6,20 +6,17 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
-from didr_jax.config import flatten
 from didr_jax.json_files import read_object
 from didr_jax.training.exits import CannotSave
 from didr_jax.training.redact import redacted
 from didr_jax.types import InputError
 
 LAYOUT = 2  # of a workdir; 1, before didr_jax 0.2, kept the products inside the state
+CONFIG = "config.json"
 KEY = "didr_jax"  # of the entry in config.json that says who wrote it
-
-# What may change between a run and its resumption: these do not touch what is trained.  Recipes add their own.
-FREE = ("log", "checkpoint", "watch", "profile", "mesh", "distributed", "compile", "compiler")
 
 
 def make_workdir(workdir: str) -> None:
@@ -34,36 +31,21 @@ def make_workdir(workdir: str) -> None:
         raise InputError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from None
 
 
-def claim_workdir(config, workdir: str, free: Sequence[str] = (), start: Mapping[str, Any] | None = None) -> None:
-    """Refuses `workdir` if it belongs to another config, and saves the resolved config in it.
-
-    To be called by the holder of its `lock`, so that of two runs that start at once only one writes.
-
-    Args:
-      config: of the run.
-      workdir: of `make_workdir`.
-      free: sections of the config, besides `FREE`, that may differ from those of an earlier start.
-      start: how a run was begun, as `report.html` tells it: its `program`, its `flags`, the `modes` that it has; None: keep
-        what an earlier start said.
+def read_config(workdir: str) -> tuple[dict, dict] | None:
+    """What `workdir/config.json` says: the config, and of itself: the `history` of its changes, how the run was begun; None
+    if there is none.
 
     Raises:
-      InputError: trained with values that contradict `config` (all are named), or by another version.
+      InputError: it cannot be read, or is of another version's layout.
     """
-    path = os.path.join(workdir, "config.json")
-    about: Mapping[str, Any] = {}
-    if os.path.exists(path):
-        raw, about = _read(path, workdir)
-        _require_same(config, raw, workdir, (*FREE, *free))
-    write_json(path, {KEY: {**(start or about), "layout": LAYOUT}, **redacted(config.to_dict())}, sort_keys=True)
-
-
-def _read(path: str, workdir: str) -> tuple[dict, dict]:
-    """The config, and what is said of who wrote it."""
+    path = os.path.join(workdir, CONFIG)
+    if not os.path.exists(path):
+        return None
     remedy = "put back a good copy, or use a new workdir"
     raw = read_object(path, remedy)
     about = raw.pop(KEY, {"layout": 1})
     layout = about.get("layout") if isinstance(about, dict) else None
-    if type(layout) is not int:
+    if type(layout) is not int or not isinstance(about.get("history", []), list):
         raise InputError(f"{path} cannot be read (it does not say its layout); {remedy}")
     if layout != LAYOUT:
         older = "an older" if layout < LAYOUT else "a newer"
@@ -74,18 +56,23 @@ def _read(path: str, workdir: str) -> tuple[dict, dict]:
     return raw, about
 
 
-def _require_same(config, raw: dict, workdir: str, free: Sequence[str]) -> None:
-    now, then = flatten(redacted(config.to_dict())), flatten(redacted(raw))
-    fixed = lambda key: key.split(".")[0] not in free and not key.endswith(".micro_batches")
-    differing = [
-        f"{key} ({then.get(key)!r} then, {now.get(key)!r} now)"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and fixed(key)
-    ]
-    if differing:
-        raise InputError(
-            f"--workdir={workdir} was trained with another config: {'; '.join(differing)}. Use a new workdir, or the same values"
-        )
+def write_config(workdir: str, config, about: Mapping[str, Any] | None = None) -> None:
+    """The inverse of `read_config`; secrets are hidden (`redact`)."""
+    content = {KEY: {**(about or {}), "layout": LAYOUT}, **redacted(config.to_dict())}
+    write_json(os.path.join(workdir, CONFIG), content, sort_keys=True)
+
+
+def saved_steps(workdir: str, stage: str) -> list[int]:
+    """The steps of a stage's complete saves, in order, by the names of their folders."""
+    try:
+        return sorted(int(name) for name in os.listdir(os.path.join(workdir, "checkpoints", stage)) if name.isdecimal())
+    except OSError:
+        return []
+
+
+def newest_step(workdir: str, stage: str) -> int | None:
+    """The last of `saved_steps`; None if there is none."""
+    return max(saved_steps(workdir, stage), default=None)
 
 
 @contextlib.contextmanager

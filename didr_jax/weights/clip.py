@@ -179,12 +179,17 @@ def load_text(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[T
     """A pipeline's `text_encoder` or `text_encoder_2` folder -> (config, parameters of a `TextTower` in `dtype`).
 
     The tower projects if the file has a projection.
+
+    Raises:
+      InputError: files that cannot be read, or a `CLIPTextModelWithProjection` without one.
     """
     from transformers import CLIPTextConfig
 
     open_tensors = functools.partial(read_tensors, folder)
     projected = "text_projection.weight" in open_tensors()
     config = _hf_config(CLIPTextConfig, folder)
+    if not projected and "CLIPTextModelWithProjection" in (config.architectures or ()):
+        raise InputError(f"{folder} is a CLIPTextModelWithProjection and has no text_projection.weight; fetch it again")
     config = hf_text_config(config, config.projection_dim if projected else None)
     return config, weights_of(open_tensors, TEXT, text_shapes(config, dtype), where=str(folder))
 

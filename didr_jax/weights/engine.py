@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from didr_jax.finite import all_finite
@@ -111,6 +112,7 @@ def _sources(tensors: Tensors, table: Sequence[Rule], leaves: dict) -> tuple[dic
     found: defaultdict[str, dict[int, Any]] = defaultdict(dict)
     unexpected: list[str] = []
     misshapen: list[str] = []
+    quantised: list[str] = []
     for name in tensors:
         matches = [(r, hit) for r in table if (hit := r.flax_path(name)) is not None]
         # A fused tensor feeds all rows of its pattern; anything else only its first row.
@@ -130,6 +132,8 @@ def _sources(tensors: Tensors, table: Sequence[Rule], leaves: dict) -> tuple[dic
                 unexpected.append(name)  # a second name for the same leaf, or a layer too many
             elif tuple(view.shape) != tuple(shape):
                 misshapen.append(f"{name} {list(tensors[name].shape)} for {path} {list(shape)}")
+            elif not _is_float(tensors[name].dtype) and _is_float(leaves[path].dtype):
+                quantised.append(f"{name} ({np.dtype(tensors[name].dtype).name})")
             found[path].setdefault(i, view)
     sources: dict[str, tuple[bool, list]] = {}
     missing: list[str] = []
@@ -138,8 +142,17 @@ def _sources(tensors: Tensors, table: Sequence[Rule], leaves: dict) -> tuple[dic
         indices = range(leaf.shape[0] if rule.stacked else 1)
         missing += [name_of(i) for i in indices if i not in found[path]]
         sources[path] = (rule.stacked, [found[path].get(i) for i in indices])
-    kinds = {"missing": sorted(set(missing)), "unexpected": unexpected, "misshapen": misshapen}
+    kinds = {
+        "missing": sorted(set(missing)),
+        "unexpected": unexpected,
+        "misshapen": misshapen,
+        "of integers where floating-point numbers belong (a quantised file; give the plain one)": list(dict.fromkeys(quantised)),
+    }
     return sources, [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+
+
+def _is_float(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _piece(tensor: Any, part: tuple[int, int] | None) -> Any:

@@ -20,8 +20,8 @@ from didr_jax.reporting.pairs import write_pairs
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.reports import write_summary
 from didr_jax.training.watch import write_stopped
-from didr_jax.training.workdir import claim_workdir
 from didr_jax.types import InputError
+from tests.tiny_runs import claim_workdir
 
 HOSTILE = '<script>fetch("https://example.org")</script> & "quoted" <b>'
 START = {"program": "python run.py", "flags": ["--config=configs/digits.py", "--workdir=a run"], "modes": ["eval", "sample"]}

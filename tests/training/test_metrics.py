@@ -234,6 +234,17 @@ def test_the_rate_is_counted_from_the_end_of_compilation(tmp_path, clock, capsys
     assert told[1].startswith("[10:05] align (1/1)     11/1000  88 img  16 img/s  500 ms/step  ETA 8:15  loss 0.5")  # 989 × 0.5 s
 
 
+def test_a_rate_below_one_keeps_its_digits(tmp_path, clock, capsys):
+    with log_of(tmp_path) as log:
+        progress = Progress(log, "align", "align", first=0, total=100, batch_size=1)
+        progress.started(1)
+        clock.seconds += 2500
+        progress.report(11, {"loss": 1.0}, {"lr": 0.5})
+    assert "11 img  0.004 img/s" in (told := capsys.readouterr().out) and "lr" not in told
+    (record,) = read_metrics(str(tmp_path))
+    assert record["images_per_second"] == 0.004 and record["lr"] == 0.5 and record["seconds"] == 2500
+
+
 def test_pauses_do_not_count(tmp_path, clock):
     with log_of(tmp_path) as log:
         progress = Progress(log, "align", "align", first=0, total=100, batch_size=8)

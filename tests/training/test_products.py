@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny_runs import tiny, train_tiny
 
+from didr_jax.training.claims import compare
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import make_mesh
 from didr_jax.training.run import Run, saved_products
-from didr_jax.training.workdir import claim_workdir
 from didr_jax.types import InputError
 
 
@@ -87,7 +87,7 @@ def test_a_workdir_of_the_version_before_is_refused_in_one_line(trained, tmp_pat
     del raw["didr_jax"], raw["eval"]["every"]
     (workdir / "config.json").write_text(json.dumps(raw))
     with pytest.raises(InputError, match=r"belongs to an older didr_jax \(workdir layout 1, .*2\): go on with that version") as e:
-        claim_workdir(tiny(), str(workdir))
+        compare(tiny(), str(workdir))
     assert "\n" not in str(e.value)
 
 

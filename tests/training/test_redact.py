@@ -10,8 +10,8 @@ from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import make_mesh
 from didr_jax.training.redact import HIDDEN, is_secret, redacted
 from didr_jax.training.run import Run
-from didr_jax.training.workdir import claim_workdir
 from didr_jax.types import InputError
+from tests.tiny_runs import claim_workdir
 
 SECRET = "s3cr3t-0123456789"
 

@@ -129,7 +129,8 @@ def read_judge(folder: Path) -> tuple[Weights, dict[bool, Gaussian]]:
     shapes = jax.eval_shape(NETWORK.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))["params"]
     path = folder / "judge.safetensors"
     raw = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-    groups = {kind: tuple(map(np.asarray, raw[name])) for kind, name in ((True, "cheerful"), (False, "not"))}
+    of = lambda name: (np.asarray(raw[name][0]), np.asarray(raw[name][1]))
+    groups = {True: of("cheerful"), False: of("not")}
     return weights_of(lambda: read_tensors(path), TABLE, shapes, where=str(path)), groups
 
 

@@ -5,6 +5,7 @@ Sizes are what two CPU cores train within an hour and half precision keeps withi
 
 import functools
 import json
+from typing import Any
 
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
@@ -80,7 +81,7 @@ MODEL_INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 EMBED = 64  # width of CLIP's common space
-CLIP = {
+CLIP: dict[str, Any] = {
     "architectures": ["CLIPModel"],
     "model_type": "clip",
     "projection_dim": EMBED,

@@ -49,7 +49,7 @@ SEEDS = {"train": 0, "held_out": 1, "judge": 2}  # of the albums
 class Sprouts(Recipe):
     """The recipe of `configs/sprouts_pipeline.py`."""
 
-    free = ("eval", "export")
+    free = ("eval", "export", "data.cache")
 
     def __init__(self, config):
         self.config = config

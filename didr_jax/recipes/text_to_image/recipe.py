@@ -25,6 +25,17 @@ from didr_jax.training.workdir import write_json
 from didr_jax.types import InputError
 
 TRAIN = ("full", "lora")
+# Where things are kept, and what computes the same in another way: no part of what is trained.
+FREE = (
+    "data.cache",
+    "data.batch_size",
+    "network.remat",
+    "network.vae_remat",
+    "network.attention",
+    "network.cross_attention",
+    "network.vae_attention",
+    "rewards.remat",
+)
 # mode -> what of a pipeline folder it reads besides the network's config; "text": the encoder's own folders.
 PARTS = {
     "train": ("{network}", "vae", "text"),
@@ -45,7 +56,7 @@ class TextToImage(Recipe):
     """
 
     alone = ("score", "tac")
-    free = ("eval", "sample", "export", "score", "tac")
+    free = ("eval", "sample", "export", "score", "tac", *FREE)
     remedies = advice.REMEDIES
     luxuries = advice.LUXURIES
 
@@ -144,7 +155,17 @@ class TextToImage(Recipe):
             condition_shapes=self._condition_shapes() if task.planning else None,
             frozen=task.frozen(),
             evals={"samples": Evaluator(config.eval.every, report.in_the_loop(task), watched=report.watched(task))},
+            about=self._about,
         )
+
+    def _about(self) -> list[str]:
+        section, mix = self.config.rewards, self.task.mix
+        lines = [f"{len(self.task.prompts):,} prompts of {self.config.data.prompts}"]
+        if mix is not None:
+            held_out = [name for name in mix.models if name in section.held_out]
+            weighted = " + ".join(f"{section.weights[name]:g} {name}" for name in mix.models if name not in held_out)
+            lines.append(f"reward {weighted or 'none'}" + (f"; held out: {', '.join(held_out)}" if held_out else ""))
+        return lines
 
     def _condition_shapes(self):
         tokens = {} if self.task.mix is None else self.task.mix.tokenize([""])

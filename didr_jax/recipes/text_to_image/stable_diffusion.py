@@ -20,13 +20,12 @@ from didr_jax.models.config import building
 from didr_jax.models.unet import UNet
 from didr_jax.models.unet_config import UNetConfig
 from didr_jax.recipes.text_to_image.backbone import Backbone
+from didr_jax.recipes.text_to_image.scheduler import discrete_prediction
 from didr_jax.text.cache import digest_files
 from didr_jax.text.clip import clip_encoder, parts
 from didr_jax.types import InputError
-from didr_jax.weights.folder import part_json
 from didr_jax.weights.unet import unet_table
 
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}  # diffusers' names -> ours
 MAX_TOKENS = 77  # of a prompt
 
 
@@ -120,24 +119,4 @@ class StableDiffusion(Backbone):
     @functools.cached_property
     def prediction(self) -> str:
         """What the UNet predicts, after the folder's scheduler was compared with the config's schedule."""
-        if not self.given or not (self.folder / "scheduler").is_dir():
-            return "eps"
-        config, schedule = self.config, self.schedule
-        raw = part_json(self.folder, "scheduler", "scheduler_config.json")
-        theirs = {
-            "num_timesteps": raw.get("num_train_timesteps", 1000),
-            "beta_start": raw.get("beta_start", 0.00085),
-            "beta_end": raw.get("beta_end", 0.012),
-        }
-        ours = {"num_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012} | {
-            k: v for k, v in config.schedule.items() if k != "name"
-        }
-        linear_in_root = raw.get("beta_schedule", "scaled_linear") == "scaled_linear"
-        if schedule.name != "ddpm" or theirs != ours or not linear_in_root or raw.get("rescale_betas_zero_snr"):
-            raise InputError(
-                f"config.schedule ({schedule.name}, {ours}) is not that of {self.folder}/scheduler "
-                f"({raw.get('beta_schedule')}, {theirs}); the networks only make sense with their own"
-            )
-        kind = raw.get("prediction_type", "epsilon")
-        require_choice("weights.base: prediction_type of its scheduler", kind, PREDICTIONS)
-        return PREDICTIONS[kind]
+        return discrete_prediction(self.folder, self.config, self.schedule.name) if self.given else "eps"

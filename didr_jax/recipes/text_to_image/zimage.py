@@ -30,6 +30,7 @@ from didr_jax.models.qwen3 import Qwen3Config
 from didr_jax.models.zimage import ZImageTransformer
 from didr_jax.models.zimage_config import ZImageConfig
 from didr_jax.recipes.text_to_image.backbone import Backbone
+from didr_jax.recipes.text_to_image.scheduler import scheduler_class
 from didr_jax.text.cache import digest_files, digest_texts
 from didr_jax.text.qwen import PARTS, qwen_encoder
 from didr_jax.types import InputError
@@ -176,8 +177,8 @@ def _require_architecture(path: Path, arch: ZImageConfig) -> None:
 
 
 def _check_scheduler(base: Path, raw: Mapping[str, Any]) -> None:
+    scheduler_class(base, raw, {SCHEDULER: {}})
     wrong = [f"{key}={raw[key]!r}" for key in OFF_GRID if raw.get(key)]
-    wrong += [] if raw.get("_class_name", SCHEDULER) == SCHEDULER else [str(raw["_class_name"])]
     wrong += [] if raw.get("num_train_timesteps", 1000) == 1000 else [f"num_train_timesteps={raw['num_train_timesteps']}"]
     if wrong:
         raise InputError(f"config.weights.base: {base}/scheduler is not a {SCHEDULER} with a static shift: {', '.join(wrong)}")

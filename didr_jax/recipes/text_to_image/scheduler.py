@@ -1,0 +1,110 @@
+"""The scheduler of a pipeline folder: the noise schedule and the prediction that its networks were trained with.
+
+Both follow from the class, the keys of its `scheduler_config.json`, and the class's own defaults for keys that are
+absent.  What only concerns the scheduler's own sampling (its solver, spacing, Karras' sigmas) is not read: the recipes
+place their steps themselves.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from didr_jax.checks import require_choice
+from didr_jax.types import InputError
+from didr_jax.weights.folder import part_json
+
+FILE = "scheduler_config.json"
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}  # diffusers' names -> ours
+
+_LINEAR = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+_NARROW = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
+_SCALED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+# Classes whose networks see the variance-preserving schedule of β at discrete timesteps, with their defaults.
+CLASSES: dict[str, Mapping[str, Any]] = {
+    "DDIMScheduler": _LINEAR,
+    "DDIMParallelScheduler": _LINEAR,
+    "DDPMScheduler": _LINEAR,
+    "DDPMParallelScheduler": _LINEAR,
+    "DEISMultistepScheduler": _LINEAR,
+    "DPMSolverMultistepScheduler": _LINEAR,
+    "DPMSolverSinglestepScheduler": _LINEAR,
+    "EulerAncestralDiscreteScheduler": _LINEAR,
+    "EulerDiscreteScheduler": _LINEAR,
+    "HeunDiscreteScheduler": _NARROW,
+    "KDPM2AncestralDiscreteScheduler": _NARROW,
+    "KDPM2DiscreteScheduler": _NARROW,
+    "LCMScheduler": _SCALED,
+    "LMSDiscreteScheduler": _LINEAR,
+    "PNDMScheduler": _LINEAR,
+    "TCDScheduler": _SCALED,
+    "UniPCMultistepScheduler": _LINEAR,
+}
+# Keys that make another schedule, or other times, of the same β, and the values with which they do not.
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (None, False),
+    "timestep_type": ("discrete",),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+    "use_flow_sigmas": (None, False),
+    "use_dynamic_shifting": (None, False),
+}
+
+
+def scheduler_class(folder: Path, raw: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """The name of a pipeline's scheduler; that of its model_index.json, which diffusers goes by, if it has one.
+
+    Args:
+      folder: the pipeline.
+      raw: of its scheduler_config.json.
+      known: classes that the recipe can do.
+
+    Raises:
+      InputError: neither file names a class, or one of them another than those.
+    """
+    listed = part_json(folder, "", "model_index.json").get("scheduler") if (folder / "model_index.json").is_file() else None
+    names = [name for name in (listed[-1] if isinstance(listed, list) and listed else None, raw.get("_class_name")) if name]
+    if not names:
+        raise InputError(f"config.weights.base: {folder}/scheduler names no class, without which its keys say nothing")
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"config.weights.base: {folder}/scheduler is a {name}, whose noise schedule this recipe does not have; it has "
+                f"that of {', '.join(known)}"
+            )
+    return names[0]
+
+
+def discrete_prediction(folder: Path, config: Any, schedule_name: str) -> str:
+    """What the networks of a pipeline with discrete timesteps predict, a key of `diffusion.PREDICTIONS`.
+
+    Args:
+      folder: the pipeline; without a scheduler it is taken for one that predicts noise on the config's schedule.
+      config: the whole config.
+      schedule_name: of the schedule that it resolves to.
+
+    Raises:
+      InputError: the scheduler's is another noise schedule than `config.schedule`, or none that is known here.
+    """
+    if not (folder / "scheduler").is_dir():
+        return "eps"
+    raw = part_json(folder, "scheduler", FILE)
+    defaults = CLASSES[scheduler_class(folder, raw, CLASSES)]
+    if odd := [f"{key}={raw[key]!r}" for key, plain in PLAIN.items() if key in raw and raw[key] not in plain]:
+        raise InputError(
+            f"config.weights.base: {folder}/scheduler has {', '.join(odd)}, a noise schedule that this recipe does not have"
+        )
+    said = {**defaults, "num_train_timesteps": 1000, **raw}
+    theirs = {"num_timesteps": said["num_train_timesteps"], "beta_start": said["beta_start"], "beta_end": said["beta_end"]}
+    own = {key: value for key, value in config.schedule.items() if key != "name"}
+    ours = {"num_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012} | own
+    if schedule_name != "ddpm" or theirs != ours or said["beta_schedule"] != "scaled_linear":
+        absent = [key for key in defaults if key not in raw]
+        note = f"; {', '.join(absent)} by the default of its class" if absent else ""
+        raise InputError(
+            f"config.schedule ({schedule_name}, {ours}) is not that of {folder}/scheduler "
+            f"({said['beta_schedule']}, {theirs}{note}); the networks only make sense with their own"
+        )
+    kind = said.get("prediction_type", "epsilon")
+    require_choice("weights.base: prediction_type of its scheduler", kind, PREDICTIONS)
+    return PREDICTIONS[kind]
