@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,7 @@ def opened(source: str | os.PathLike | bytes) -> Iterator["Image"]:
     """
     from PIL import Image
 
+    file: Any
     if isinstance(source, bytes):
         path, file = "a picture within the file", io.BytesIO(source)
     else:

@@ -191,7 +191,7 @@ def histogram(sets: Mapping[str, tuple[np.ndarray, np.ndarray | None]], title: s
     axis = figure.subplots()
     for (label, (values, weights)), colour in zip(sets.items(), _INK.lines, strict=False):
         weights = np.ones(len(values)) if weights is None else weights
-        axis.hist(np.clip(values, bins[0], bins[-1]), bins, weights=weights / weights.sum(), histtype="step", color=colour, lw=1.8,
+        axis.hist(np.clip(values, bins[0], bins[-1]), list(bins), weights=weights / weights.sum(), histtype="step", color=colour, lw=1.8,
                   label=label)  # fmt: skip
     axis.set_xlabel(title, fontsize=9, color=_INK.text)
     axis.set_ylabel("share", fontsize=9, color=_INK.text)

@@ -83,7 +83,8 @@ def write_pairs(
     rewards = [unknown if values is None else np.asarray(values, float) for values in (reward_before, reward_after)]
     which = chosen(np.nan_to_num(rewards[1] - rewards[0])) if before.size else np.empty(0, int)
     kept = Pairs(
-        *rewards,
+        rewards[0],
+        rewards[1],
         which,
         np.asarray([captions[i] for i in which], dtype=str),
         _smaller(before[which]),

@@ -84,7 +84,10 @@ def judge_rewards(
     prompts = [ranked.prompt for ranked in rankings for _ in ranked.pictures]
     scores = score_pictures(pictures, prompts, list(mix.models.values()), batch_size)
     if len(mix.weights) > 1:
-        scores[MIX] = sum(w * np.asarray(mix.models[name].normalise(scores[name])) for name, w in mix.weights.items())
+        total = np.zeros(len(pictures))
+        for name, weight in mix.weights.items():
+            total += weight * (scores[name] - mix.models[name].centre) / mix.models[name].spread
+        scores[MIX] = total
     ends = np.cumsum([len(ranked.pictures) for ranked in rankings])[:-1]
     return {name: agreement(rankings, np.split(values, ends)) for name, values in scores.items()}
 

@@ -186,6 +186,7 @@ class TextToImage(Recipe):
     def tac(self, _products: Products, run: Run) -> None:
         """tac.json: how far every configured reward, and the mix, agrees with people's rankings."""
         section = self.config.tac
+        assert self.task.mix is not None, "checked"
         if is_first_process():
             found = judge_rewards(
                 section.rankings, section.images, self.task.mix, limit=section.limit, batch_size=section.batch_size

@@ -148,12 +148,14 @@ def evaluate(task: Task, products: Products, run: Run) -> None:
     ):
         images, scores = judge.run(frozen, generator())
         rows[label], pictures[file] = judge.figures(images, scores), judge.grid(images)
-        drawn[file], rewards[f"reward_{file}"] = to_bytes(images), scores.get("reward")
+        drawn[file], rewards[file] = to_bytes(images), scores.get("reward")
     if is_first_process():
         write_summary(run.workdir, rows, run.log)
         for file, picture in pictures.items():
             save_picture(run.path(f"{file}.png"), picture)
-        write_pairs(run.workdir, captions=judge.table.prompts, **drawn, **rewards)
+        write_pairs(
+            run.workdir, drawn["before"], drawn["after"], judge.table.prompts, rewards["before"], rewards["after"]
+        )  # fmt: skip
         curves(run.workdir)
         write_report(run.workdir)
     run.log.say(f"wrote summary.json, before.png, after.png, curves_align.png and report.html to {run.workdir}")
