@@ -1,4 +1,6 @@
-"""Potted plants with faces, 64 × 64, text to image on a laptop: the recipe of Z-Image on a pipeline small enough to ship.
+"""Potted plants with faces, 64 × 64, text to image on a laptop: the recipe of Z-Image on a pipeline that two cores train.
+
+After the commands of configs/sprouts_pipeline.py and configs/sprouts_distill.py:
 
     python run.py --config=configs/sprouts.py --workdir=runs/sprouts
     python run.py --config=configs/sprouts.py --workdir=runs/sprouts --mode=export
@@ -10,16 +12,16 @@ The reward likes cheerful mouths, which captions leave open; the law that it til
 import ml_collections
 
 from didr_jax.config import game
-from didr_jax.recipes.sprouts.knobs import SHIPPED, small_zimage
+from didr_jax.recipes.sprouts.knobs import MADE, small_zimage
 
 
 def get_config() -> ml_collections.ConfigDict:
     config = small_zimage()
-    config.weights.generator = str(SHIPPED / "generator")  # one step (configs/sprouts_distill.py)
+    config.weights.generator = "runs/sprouts_distill/export"  # one step
 
-    config.rewards.aesthetic = str(SHIPPED / "preference" / "head.safetensors")  # in the mix: 1 if cheerful, 0 if not
-    config.rewards.clip = str(SHIPPED / "preference")
-    config.rewards.clipscore = str(SHIPPED / "clip")
+    config.rewards.aesthetic = str(MADE / "preference" / "head.safetensors")  # in the mix: 1 if cheerful, 0 if not
+    config.rewards.clip = str(MADE / "preference")
+    config.rewards.clipscore = str(MADE / "clip")
     config.rewards.held_out = ("clipscore",)
     config.rewards.weights.aesthetic = 1.0
 

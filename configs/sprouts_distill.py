@@ -1,21 +1,23 @@
 """The one-step generator of sprouts, distilled from the multi-step reference by the recipe of Z-Image, without a reward.
 
-    python run.py --config=configs/sprouts_distill.py --workdir=runs/sprouts_distill \
-        --config.weights.base=runs/sprouts_pipeline/export/pipeline \
-        --config.weights.generator=runs/sprouts_pipeline/export/generator
+After the commands of configs/sprouts_pipeline.py:
 
-then the same with --mode=export; what lies in its export/ is the shipped `generator/`.  configs/sprouts.py begins with what came out.
+    python run.py --config=configs/sprouts_distill.py --workdir=runs/sprouts_distill
+    python run.py --mode=export --workdir=runs/sprouts_distill
+
+configs/sprouts.py begins with what came out.
 """
 
 import ml_collections
 
 from didr_jax.config import game
-from didr_jax.recipes.sprouts.knobs import SHIPPED, small_zimage
+from didr_jax.recipes.sprouts.knobs import MADE, small_zimage
 
 
 def get_config() -> ml_collections.ConfigDict:
     config = small_zimage()
-    config.data.prompts = str(SHIPPED / "prompts" / "distill.txt")  # captions of all kinds
+    config.weights.generator = str(MADE / "generator")  # by regression
+    config.data.prompts = str(MADE / "prompts" / "distill.txt")  # captions of all kinds
 
     config.align = game(steps=800, lr=3e-4, batch_size=32)
     config.align.objective = "dmd2"

@@ -2,9 +2,9 @@
 
     pip install dicebear-core==10.7.0 dicebear-styles==10.6.0 resvg-py==0.5.0
     python run.py --config=configs/sprouts_pipeline.py --workdir=runs/sprouts_pipeline
-    python run.py --config=configs/sprouts_pipeline.py --workdir=runs/sprouts_pipeline --mode=export
+    python run.py --mode=export --workdir=runs/sprouts_pipeline
 
-About an hour on two CPU cores.  What came out is shipped in the package; configs/sprouts.py begins with that.
+About an hour on two CPU cores (docs/sprouts.md).  configs/sprouts_distill.py and configs/sprouts.py go on from there.
 """
 
 import ml_collections

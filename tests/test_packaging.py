@@ -53,11 +53,10 @@ def described(wheel: Path, name: str) -> str:
         return archive.read(f"didr_jax-{didr_jax.__version__}.dist-info/{name}").decode()
 
 
-def test_the_wheel_holds_every_module_template_recipe_file_and_asset_and_nothing_else(wheel):
+def test_the_wheel_holds_every_module_template_and_recipe_file_and_nothing_else(wheel):
     wanted = {str(file.relative_to(REPO)) for file in (REPO / "didr_jax").rglob("*.py")}
     wanted |= {str(file.relative_to(REPO)) for file in (REPO / "didr_jax" / "reporting" / "template").iterdir()}
     wanted |= {f"didr_jax/configs/{file.name}" for file in (REPO / "configs").glob("*.py")}
-    wanted |= {str(file.relative_to(REPO)) for file in (REPO / "didr_jax" / "assets").rglob("*") if file.is_file()}
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == wanted
 

@@ -1,4 +1,4 @@
-"""The commands that made the shipped pipeline, in a short form: train every network, export, distill, align, export.
+"""The commands that make the pipeline, in a short form: train every network, export, distill, align, export.
 
 Minutes long together; what the networks learn in so few steps is little, but it is learned.
 """
@@ -59,11 +59,12 @@ def test_the_prompts_are_as_many_as_said_and_all_different(exported):
         assert len(lines) == len(set(lines)) == n
 
 
-def test_the_recipe_of_zimage_distills_aligns_and_exports_it(exported, root):
+def test_the_recipe_of_zimage_distills_aligns_and_exports_it(exported, root, monkeypatch):
     folder, _ = exported
     prompts = {"data.limit": 32, "data.cache": str(root / "cache"), "eval.prompts": str(folder / "prompts" / "eval.txt")}
     base = GAME | prompts | {"weights.base": str(folder / "pipeline")}
     settings = base | {"data.prompts": str(folder / "prompts" / "distill.txt"), "weights.generator": str(folder / "generator")}
+    monkeypatch.setenv("SPROUTS_JUDGE", str(folder / "judge"))
     for mode in ("train", "export"):
         run("sprouts_distill", settings, root / "distill", f"--mode={mode}", cache=root / "compiled")
     settings = base | {

@@ -14,7 +14,7 @@ Of n draws from even shares of a part with s values, KL has the expectation (s â
 """
 
 import functools
-import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,16 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from didr_jax.distances import frechet_distance
+from didr_jax.json_files import read_object
 from didr_jax.models.part_judge import PartJudge
 from didr_jax.recipes.sprouts import parts
 from didr_jax.recipes.sprouts.album import SIDE, to_float
-from didr_jax.recipes.sprouts.knobs import SHIPPED
+from didr_jax.recipes.sprouts.knobs import MADE
 from didr_jax.training.evaluation import over_rows
 from didr_jax.types import PyTree, Weights
 from didr_jax.weights.engine import weights_of
 from didr_jax.weights.files import read_tensors
 from didr_jax.weights.rules import Rule
 
+FOLDER = "SPROUTS_JUDGE"  # in the environment: a folder with another judge than the one that was made last
 TABLE = [Rule("(.*)", "{}")]  # a judge's tensors have its own names
 NETWORK = PartJudge(parts.SIZES)
 OTHERS = tuple(part for part in parts.PARTS if part != "mouth")
@@ -115,7 +117,7 @@ def sampling_error(prompts: Sequence[str]) -> float:
     return sum((parts.SIZES[part] - 1) / (2 * free(part)) for part in OTHERS if free(part))
 
 
-# ---------------------------------------------------------------------------------- the shipped judge
+# ------------------------------------------------------------------------------------- a judge's files
 
 
 def groups_as_json(features: np.ndarray, cheerful: np.ndarray) -> dict[str, list]:
@@ -128,19 +130,23 @@ def read_judge(folder: Path) -> tuple[Weights, dict[bool, Gaussian]]:
     """A judge's weights, and its features of data, from `judge.safetensors` and `features.json`."""
     shapes = jax.eval_shape(NETWORK.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))["params"]
     path = folder / "judge.safetensors"
-    raw = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+    raw = read_object(folder / "features.json")
     of = lambda name: (np.asarray(raw[name][0]), np.asarray(raw[name][1]))
     groups = {True: of("cheerful"), False: of("not")}
     return weights_of(lambda: read_tensors(path), TABLE, shapes, where=str(path)), groups
 
 
 @functools.cache
-def _shipped():
-    weights, groups = read_judge(SHIPPED / "judge")
+def _opened():
+    weights, groups = read_judge(Path(os.environ.get(FOLDER, MADE / "judge")))
     return weights.cast(jnp.float32).load(), groups
 
 
 def judge(images: np.ndarray, prompts: Sequence[str]) -> dict[str, float]:
-    """`config.eval.judge` of `configs/sprouts.py`: figures of pictures uint8 `[n, 64, 64, 3]` by the shipped judge."""
-    params, groups = _shipped()
+    """`config.eval.judge` of `configs/sprouts.py`: figures of pictures uint8 `[n, 64, 64, 3]`.
+
+    Raises:
+      InputError: no judge in the folder that the environment's SPROUTS_JUDGE names, or where it is made.
+    """
+    params, groups = _opened()
     return verdict(*seen(params, images), prompts, groups)

@@ -6,7 +6,7 @@ import ml_collections
 
 from didr_jax.recipes.text_to_image.knobs import text_to_image
 
-SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "sprouts"  # what configs/sprouts_pipeline.py made
+MADE = Path("runs/sprouts_pipeline/export")  # where the commands of configs/sprouts_pipeline.py leave it
 
 
 def small_zimage() -> ml_collections.ConfigDict:
@@ -17,8 +17,8 @@ def small_zimage() -> ml_collections.ConfigDict:
     config.schedule.name = "rectified_flow"
     config.schedule.shift = 1.0  # times are uniform
 
-    config.weights.base = str(SHIPPED / "pipeline")
-    config.data.prompts = str(SHIPPED / "prompts" / "align.txt")  # captions that do not name the mouth
+    config.weights.base = str(MADE / "pipeline")
+    config.data.prompts = str(MADE / "prompts" / "align.txt")  # captions that do not name the mouth
     config.data.max_length = 32  # tokens of a prompt, template included
     config.data.encoder_dtype = "float32"
     config.data.dtype = "float32"
@@ -31,7 +31,7 @@ def small_zimage() -> ml_collections.ConfigDict:
     config.network.vae_attention = "xla"
     config.lora.layers = (r"attention/to_(q|k|v|out)$",)
 
-    config.eval.prompts = str(SHIPPED / "prompts" / "eval.txt")  # one in eight names a pair that no training saw
+    config.eval.prompts = str(MADE / "prompts" / "eval.txt")  # one in eight names a pair that no training saw
     config.eval.num = 512
     config.eval.batch_size = 128
     config.eval.pictures = 48
