@@ -100,7 +100,7 @@ def test_a_run_is_logged_and_judged(trained, bench):
     before, after = summary.values()
     assert list(summary) == ["one step, initial", "one step, didr"]
     assert all(set(row) == {"reward", *models, "brightness", "letters"} for row in summary.values())
-    assert all(row["letters"] == sum(map(len, bench.row.tiny.PROMPTS[:3])) for row in summary.values())
+    assert all(row["letters"] == sum(len(prompt.strip()) for prompt in bench.row.tiny.PROMPTS[:3]) for row in summary.values())
     shown = picture_of(trained[0] / "after.png", 3, bench.row.tiny)
     assert summary["one step, didr"]["brightness"] == pytest.approx(shown.mean(), rel=1e-6)
     assert (trained[0] / "before.png").read_bytes() != (trained[0] / "after.png").read_bytes()
