@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -99,6 +100,17 @@ def no_hang(seconds: float = HANG):
         for number, clock, _ in clocks:
             signal.setitimer(clock, 0)
             signal.signal(number, before[number])
+
+
+@contextlib.contextmanager
+def unlogged():
+    """No log: libraries repeat what they were given, half characters too, which no report of a test can be sent with."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 _listening: list[list[str]] = []

@@ -242,7 +242,7 @@ def attack(case: str, folder, count: int, seed: int = 0) -> dict[str, int]:
     path, told = folder / case / name, {"read": 0, "refused": 0}
     for i in range(count):
         path.write_bytes(damage(np.random.default_rng([seed, i])))
-        with writes() as written, no_hang(), warnings.catch_warnings():
+        with writes() as written, no_hang(), unlogged(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 read(path)

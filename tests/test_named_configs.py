@@ -37,7 +37,9 @@ def test_a_file_without_py_is_a_path_and_a_folder_is_not(tmp_path, monkeypatch):
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(InputError, match="--config=digts: .*did you mean digits?"):
         config_path("digts")
-    with pytest.raises(InputError, match="known: digits, mixture, sd15, sdxl, sprouts, sprouts_distill, sprouts_pipeline, zimage"):
+    with pytest.raises(
+        InputError, match="known: digits, mixture, sd15, sdxl, sprouts, sprouts_distill, sprouts_pipeline, zimage"
+    ):
         config_path("flux")
 
 
