@@ -10,7 +10,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from fuzz import damaged_bytes, damaged_json, no_hang, writes
+from fuzz import damaged_bytes, damaged_json, no_hang, unlogged, writes
 from PIL import Image
 from safetensors import safe_open
 from tiny_runs import tiny
