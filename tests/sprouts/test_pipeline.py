@@ -17,8 +17,8 @@ pytest.importorskip("dicebear", reason="draws with dicebear-core, dicebear-style
 
 SHORT = {
     "data.train": 96, "data.held_out": 64, "data.judge": 256, "data.pairs": 64, "eval.num": 16, "eval.reference_steps": 2,
-    "vae.steps": 3, "words.steps": 150, "clip.steps": 3, "clip.batch_size": 16, "preference.steps": 2, "judge.steps": 200,
-    "preference.batch_size": 8, "reference.steps": 3, "one_step.steps": 2, "one_step.pairs": 64, "one_step.solver_steps": 2, "log.every": 50,
+    "vae.steps": 3, "vae.batch_size": 2, "words.steps": 120, "words.batch_size": 32, "clip.steps": 3, "clip.batch_size": 16, "preference.steps": 2, "judge.steps": 150,
+    "preference.batch_size": 8, "reference.steps": 3, "reference.batch_size": 8, "one_step.steps": 2, "one_step.batch_size": 8, "one_step.pairs": 64, "one_step.solver_steps": 2, "log.every": 50,
 }  # fmt: skip
 GAME = {"align.steps": 2, "align.batch_size": 4, "align.ta_updates": 1, "eval.num": 8, "eval.every": 0, "log.every": 1}
 

@@ -36,7 +36,7 @@ def evaluate(recipe, products: Products, run: Run) -> None:
                         params["vae"], held_out.images, SIZE)  # fmt: skip
         again = _decode(recipe, params["vae"], raw)
         rows["vae"] = _likeness(held_out.images, again)
-        pairs = np.stack([held_out.images[:24], again[:24]], 1).reshape(48, *again.shape[1:])
+        pairs = np.stack([held_out.images[:24], again[:24]], 1).reshape(-1, *again.shape[1:])
         pictures["reconstructions"] = picture_grid(pairs, 12)
     if "words" in params:
         rows["words"] = _surprise(recipe, params["words"], held_out.parts, rng)
