@@ -24,6 +24,11 @@ def write_summary(workdir: str, rows: dict[str, dict[str, float]], log: RunLog) 
         log.say(f"{label:<{width}}" + "".join(f"  {cell:>{max(len(n), 7)}}" for n, cell in zip(columns, cells, strict=True)))
 
 
+def to_bytes(images: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> uint8, rounded as diffusers does."""
+    return np.round((np.clip(np.asarray(images, np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
 def picture_grid(images: np.ndarray, columns: int, gap: int = 2, scale: int = 1) -> np.ndarray:
     """Images `[n, h, w]` or `[n, h, w, 3]` uint8 as one picture, `columns` to a row, white between them.
 

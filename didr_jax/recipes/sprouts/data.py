@@ -58,5 +58,10 @@ class Encoded:
 
 def encoded(vae: AutoencoderKL, params: PyTree, images: np.ndarray, size: int = 256) -> Encoded:
     """Means of the encoder for pictures `uint8 [n, 64, 64, 3]`."""
+    return Encoded(raw_means(vae, params, images, size))
+
+
+def raw_means(vae: AutoencoderKL, params: PyTree, images: np.ndarray, size: int = 256) -> np.ndarray:
+    """The same, as the encoder gives them."""
     encode = jax.jit(lambda params, rows: vae.apply({"params": params}, to_float(rows), method="encode")[0])
-    return Encoded(over_rows(encode, params, images, size))
+    return over_rows(encode, params, images, size)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from didr_jax.distances import frechet_distance
+from didr_jax.distances import frechet_distance, moments
 from didr_jax.json_files import read_object
 from didr_jax.models.part_judge import PartJudge
 from didr_jax.recipes.sprouts import parts
@@ -38,6 +38,7 @@ FOLDER = "SPROUTS_JUDGE"  # in the environment: a folder with another judge than
 TABLE = [Rule("(.*)", "{}")]  # a judge's tensors have its own names
 NETWORK = PartJudge(parts.SIZES)
 OTHERS = tuple(part for part in parts.PARTS if part != "mouth")
+NAMES = {True: "cheerful", False: "not"}  # of the two kinds of data in features.json
 Gaussian = tuple[np.ndarray, np.ndarray]  # mean and covariance of features
 
 
@@ -86,14 +87,13 @@ def verdict(found: np.ndarray, features: np.ndarray, prompts: Sequence[str], gro
     others = [
         kl_to_even(found[~named[:, i], i], parts.SIZES[part]) for i, part in enumerate(parts.PARTS) if part in OTHERS
     ]  # fmt: skip
-    mean, cov = features.mean(0), np.cov(features.T)
     return {
         "named": _mean(right[named]),
         "named_new": _mean(right[new][named[new]]),
         "cheerful": _mean(cheerful[open_mouth]),
         "kl_others": float(np.sum(others)),
         "kl_smiles": kl_to_even(smiles, len(_SMILES)),
-        "frechet": frechet_distance((mean, cov), mixed(groups, float(np.mean(cheerful)))),
+        "frechet": frechet_distance(moments(features), mixed(groups, float(np.mean(cheerful)))),
     }
 
 
@@ -120,10 +120,14 @@ def sampling_error(prompts: Sequence[str]) -> float:
 # ------------------------------------------------------------------------------------- a judge's files
 
 
-def groups_as_json(features: np.ndarray, cheerful: np.ndarray) -> dict[str, list]:
-    """Means and covariances of features of data with and without a cheerful face, for JSON."""
-    kinds = {"cheerful": features[cheerful], "not": features[~cheerful]}
-    return {name: [rows.mean(0).tolist(), np.cov(rows.T).tolist()] for name, rows in kinds.items()}
+def grouped(features: np.ndarray, cheerful: np.ndarray) -> dict[bool, Gaussian]:
+    """Of data's features `[n, d]` with and without a cheerful face, `cheerful [n]`."""
+    return {kind: moments(features[cheerful == kind]) for kind in (True, False)}
+
+
+def groups_as_json(groups: Mapping[bool, Gaussian]) -> dict[str, list]:
+    """What `read_judge` reads."""
+    return {NAMES[kind]: [part.tolist() for part in group] for kind, group in groups.items()}
 
 
 def read_judge(folder: Path) -> tuple[Weights, dict[bool, Gaussian]]:
@@ -131,8 +135,7 @@ def read_judge(folder: Path) -> tuple[Weights, dict[bool, Gaussian]]:
     shapes = jax.eval_shape(NETWORK.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))["params"]
     path = folder / "judge.safetensors"
     raw = read_object(folder / "features.json")
-    of = lambda name: (np.asarray(raw[name][0]), np.asarray(raw[name][1]))
-    groups = {True: of("cheerful"), False: of("not")}
+    groups = {kind: (np.asarray(raw[name][0]), np.asarray(raw[name][1])) for kind, name in NAMES.items()}
     return weights_of(lambda: read_tensors(path), TABLE, shapes, where=str(path)), groups
 
 

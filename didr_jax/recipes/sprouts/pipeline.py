@@ -11,7 +11,6 @@ import numpy as np
 
 from didr_jax.recipes.sprouts import judging, networks, parts
 from didr_jax.recipes.sprouts.album import to_float
-from didr_jax.recipes.sprouts.data import encoded
 from didr_jax.rewards import aesthetic
 from didr_jax.training.evaluation import over_rows
 from didr_jax.training.parallel import to_host
@@ -40,9 +39,10 @@ PROMPTS = {
 def export(recipe, products: Products, run: Run) -> None:
     """workdir/export: pipeline/, generator/, clip/, preference/, judge/ and prompts/, weights in `config.export.dtype`."""
     params = {stage: to_host(run.load({"params": products[stage]["params"]})["params"]) for stage in recipe.stages}
-    latents = encoded(recipe.vae, params["vae"], recipe.album("train").images[:2048])
+    latents = recipe.latents(params["vae"])
     pictures = recipe.album("held_out")
     features = judging.seen(params["judge"], pictures.images)[1]
+    head = in_published_units(recipe, params["preference"], pictures)  # by all processes, as the lines before
     if not is_first_process():
         return
     folder, dtype = run.path("export"), np.dtype(recipe.config.export.dtype)
@@ -65,10 +65,12 @@ def export(recipe, products: Products, run: Run) -> None:
     write("clip").network(clip, HF, networks.clip_json())
     networks.clip_tokenizer().save_pretrained(os.path.join(folder, "clip"))
     write("preference").network(preference["vision"], HF_VISION, networks.clip_json())
-    head = in_published_units(recipe, preference, pictures)
     write("preference").tensors(head, AESTHETIC, "head.safetensors")
     write("judge").tensors(params["judge"], judging.TABLE, "judge.safetensors")
-    write_json(os.path.join(folder, "judge", "features.json"), judging.groups_as_json(features, parts.cheerful(pictures.parts)))
+    write_json(
+        os.path.join(folder, "judge", "features.json"),
+        judging.groups_as_json(judging.grouped(features, parts.cheerful(pictures.parts))),
+    )
     for name, (n, seed, never, new) in PROMPTS.items():
         with whole_file(os.path.join(folder, "prompts", name)) as file:
             file.write("\n".join(prompts(n, seed, never, new)) + "\n")

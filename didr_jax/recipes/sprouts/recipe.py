@@ -30,7 +30,7 @@ from didr_jax.models.zimage import ZImageTransformer
 from didr_jax.objectives import denoising_loss
 from didr_jax.recipes.sprouts import networks, parts, pipeline, report
 from didr_jax.recipes.sprouts.album import SIDE, Album, album, to_float
-from didr_jax.recipes.sprouts.data import LATENT, blurred, chat_tokens, clip_ids, encoded, rough, roughness
+from didr_jax.recipes.sprouts.data import LATENT, Encoded, blurred, chat_tokens, clip_ids, encoded, rough, roughness
 from didr_jax.rewards.cosine import unit
 from didr_jax.rewards.preprocess import resize_and_crop
 from didr_jax.sampling import denoise
@@ -80,6 +80,10 @@ class Sprouts(Recipe):
         data = self.config.data
         pairs = {"train": data.pairs, "held_out": data.pairs // 8, "judge": 0}[which]
         return album(data.cache, data[which], SEEDS[which], min(data[which], pairs))
+
+    def latents(self, vae: PyTree) -> Encoded:
+        """Of the training pictures; their shift and scale are the pipeline's."""
+        return encoded(self.vae, vae, self.album("train").images)
 
     def fresh(self, init, salt: int) -> Weights:
         key = jax.random.fold_in(jax.random.key(self.config.seed), salt)
@@ -180,7 +184,7 @@ class Sprouts(Recipe):
 
     def reference(self, products: Products) -> Stage:
         section, vae = self.config.reference, products["vae"]["params"]
-        latents = functools.cache(lambda: encoded(self.vae, vae.load(), self.album("train").images).latents)
+        latents = functools.cache(lambda: self.latents(vae.load()).latents)
 
         def noise(key, n):
             time_key, noise_key = jax.random.split(key)

@@ -9,12 +9,12 @@ import numpy as np
 from didr_jax.diffusion import add_noise
 from didr_jax.recipes.sprouts import judging, parts
 from didr_jax.recipes.sprouts.album import to_float
-from didr_jax.recipes.sprouts.data import LATENT, Encoded, chat_tokens, clip_ids, encoded
+from didr_jax.recipes.sprouts.data import LATENT, Encoded, chat_tokens, clip_ids, raw_means
 from didr_jax.recipes.sprouts.pipeline import NEW, prompts
 from didr_jax.reporting.curves import curves
 from didr_jax.reporting.page import write_report
 from didr_jax.training.evaluation import over_rows
-from didr_jax.training.reports import picture_grid, save_picture, write_summary
+from didr_jax.training.reports import picture_grid, save_picture, to_bytes, write_summary
 from didr_jax.training.run import Products, Run
 from didr_jax.training.startup import is_first_process
 from didr_jax.types import PyTree
@@ -31,9 +31,7 @@ def evaluate(recipe, products: Products, run: Run) -> None:
     held_out = album._replace(images=album.images[: recipe.config.eval.num], parts=album.parts[: recipe.config.eval.num])
     rows, pictures = {}, {}
     if "vae" in params:
-        scale = encoded(recipe.vae, params["vae"], recipe.album("train").images[:2048])
-        raw = over_rows(jax.jit(lambda p, x: recipe.vae.apply({"params": p}, to_float(x), method="encode")[0]),
-                        params["vae"], held_out.images, SIZE)  # fmt: skip
+        raw = raw_means(recipe.vae, params["vae"], held_out.images)
         again = _decode(recipe, params["vae"], raw)
         rows["vae"] = _likeness(held_out.images, again)
         pairs = np.stack([held_out.images[:24], again[:24]], 1).reshape(-1, *again.shape[1:])
@@ -50,14 +48,14 @@ def evaluate(recipe, products: Products, run: Run) -> None:
         if "vae" in params:
             rows["vae"]["right"] = float(np.mean(judging.seen(params["judge"], again)[0] == held_out.parts))
     if {"vae", "words", "reference"} <= params.keys():
+        scale = recipe.latents(params["vae"])
         latents = (raw - scale.shift) * scale.scale
         rows["reference"] = {"loss": _velocity_loss(recipe, params, latents, held_out.parts, rng)}
         captions = prompts(recipe.config.eval.num, recipe.config.eval.seed, new=NEW)
         images = reference_images(recipe, params, captions, scale)
         pictures["reference"] = picture_grid(images[:48], 12)
         if "judge" in params:
-            everything = judging.seen(params["judge"], album.images)[1], parts.cheerful(album.parts)
-            groups = {kind: _gaussian(everything[0][everything[1] == kind]) for kind in (True, False)}
+            groups = judging.grouped(judging.seen(params["judge"], album.images)[1], parts.cheerful(album.parts))
             rows["reference"] |= judging.verdict(*judging.seen(params["judge"], images), captions, groups)
             rows["judge"]["sampling_error"] = judging.sampling_error(captions)
     if is_first_process():
@@ -78,13 +76,9 @@ def reference_images(recipe, params: PyTree, captions: list[str], scale: Encoded
     return _decode(recipe, params["vae"], latents / scale.scale + scale.shift)
 
 
-def _gaussian(features: np.ndarray) -> judging.Gaussian:
-    return features.mean(0), np.cov(features.T)
-
-
 def _decode(recipe, vae: PyTree, raw: np.ndarray) -> np.ndarray:
     decode = jax.jit(lambda p, z: recipe.vae.apply({"params": p}, z, method="decode"))
-    return np.round((np.clip(over_rows(decode, vae, raw, SIZE), -1, 1) + 1) * 127.5).astype(np.uint8)
+    return to_bytes(over_rows(decode, vae, raw, SIZE))
 
 
 def _likeness(images: np.ndarray, again: np.ndarray) -> dict[str, float]:

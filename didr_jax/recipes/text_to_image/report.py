@@ -17,7 +17,7 @@ from didr_jax.reporting.pairs import write_pairs
 from didr_jax.text.prompts import read_prompts
 from didr_jax.training.evaluation import Verdict, over_rows
 from didr_jax.training.hacking import Tolerance, Watched
-from didr_jax.training.reports import picture_grid, save_picture, write_summary
+from didr_jax.training.reports import picture_grid, save_picture, to_bytes, write_summary
 from didr_jax.training.run import Products, Run
 from didr_jax.training.startup import is_first_process
 from didr_jax.training.workdir import whole_file
@@ -174,8 +174,3 @@ def sample(task: Task, products: Products, run: Run) -> None:
             for i, prompt in enumerate(judge.table.prompts):
                 file.write(json.dumps({"image": f"{i:05d}.png", "prompt": prompt}, ensure_ascii=False) + "\n")
     run.log.say(f"wrote {len(images)} images and prompts.jsonl to {folder}")
-
-
-def to_bytes(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] -> uint8, rounded as diffusers does."""
-    return np.round((np.clip(np.asarray(images, np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
