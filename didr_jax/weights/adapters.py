@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from didr_jax.json_files import read_object
 from didr_jax.types import InputError
 from didr_jax.weights.files import read_tensors
+from didr_jax.weights.header import read_metadata
 
 Scale = Callable[[str, int], float]  # (layer, rank) -> alpha/rank
 NUMBERS = ("ss_network_alpha", "lora_alpha", "network_alpha", "alpha")  # in the metadata
@@ -89,7 +91,7 @@ def _of_alphas(alphas: Mapping[str, float]) -> Scale:
 
 def _told_beside(path: Path, prefix: str) -> Scale:
     """What is said outside the tensors."""
-    metadata = _metadata(path)
+    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}  # whole, as `read_tensors` has seen
     if told := metadata.get("lora_adapter_metadata"):
         where = f"{path}: lora_adapter_metadata"
         raw = _object(where, told)
@@ -97,7 +99,7 @@ def _told_beside(path: Path, prefix: str) -> Scale:
         return _of_peft(where, own or raw)
     beside = path.with_name("adapter_config.json")
     if path.name == "adapter_model.safetensors" and beside.is_file():
-        return _of_peft(str(beside), _object(str(beside), beside.read_text(encoding="utf-8-sig")))
+        return _of_peft(str(beside), read_object(beside, "save the adapter again"))
     for key in NUMBERS:
         if key in metadata:
             alpha = _number(f"{path}: {key}", metadata[key])
@@ -116,13 +118,6 @@ def _of_peft(where: str, config: Mapping[str, Any]) -> Scale:
         return own / math.sqrt(rank) if config.get("use_rslora") else own / rank
 
     return scale
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    if path.suffix != ".safetensors":
-        return {}
-    with open(path, "rb") as file:  # whole, as `read_tensors` has seen
-        return json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__") or {}
 
 
 def _object(where: str, text: str) -> dict[str, Any]:

@@ -42,6 +42,19 @@ def read_header(path: str | os.PathLike) -> tuple[int, dict[str, Spec]]:
     Raises:
       ValueError: the file breaks the format; OSError: it cannot be read.
     """
+    start, header, _ = _parsed(path)
+    tensors = {name: _spec(name, raw) for name, raw in header.items()}
+    _require_seamless(tensors, Path(path).stat().st_size - start)
+    return start, tensors
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """What a file says beside its tensors; raises as `read_header`."""
+    return _parsed(path)[2]
+
+
+def _parsed(path: str | os.PathLike) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Where the header ends, its entries, and the metadata among them."""
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -56,9 +69,7 @@ def read_header(path: str | os.PathLike) -> tuple[int, dict[str, Spec]]:
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"its {METADATA} holds something else than text")
-    tensors = {name: _spec(name, raw) for name, raw in header.items()}
-    _require_seamless(tensors, size - 8 - length)
-    return 8 + length, tensors
+    return 8 + length, header, metadata
 
 
 def _spec(name: str, raw: Any) -> Spec:
