@@ -1,7 +1,6 @@
 """What a workdir holds, as a report reads it: nothing else is needed, so that it can be drawn again at any time."""
 
 import dataclasses
-import json
 import os
 import re
 import shlex
@@ -9,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from didr_jax.json_files import read_object
 from didr_jax.reporting.pairs import Pairs, read_pairs
 from didr_jax.reporting.verdict import Verdict, compared, verdict
 from didr_jax.training.hacking import MARK, UNHARMED
 from didr_jax.training.metrics import read_metrics
-from didr_jax.training.workdir import KEY
+from didr_jax.training.workdir import read_config
 from didr_jax.types import InputError
 
 FRAMES = 13  # pictures of a slider
@@ -146,12 +146,12 @@ def read_workdir(workdir: str) -> Contents:
     """What a run left so far.
 
     Raises:
-      InputError: no run has begun there.
+      InputError: no run has begun there, or of another version; a file of it is damaged.
     """
-    config = _json(os.path.join(workdir, "config.json"))
-    if not config or not os.path.exists(os.path.join(workdir, "metrics.jsonl")):
+    found = read_config(workdir)
+    if found is None or not os.path.exists(os.path.join(workdir, "metrics.jsonl")):
         raise InputError(f"{workdir} has no config.json and metrics.jsonl: name the workdir of a run that has begun")
-    about, records, stopped = config.pop(KEY, {}), read_metrics(workdir), _json(os.path.join(workdir, "stopped.json"))
+    (config, about), records, stopped = found, read_metrics(workdir), _json(os.path.join(workdir, "stopped.json"))
     if any(r["stage"] == stopped.get("stage") and r["step"] > stopped["step"] for r in records):
         stopped = {}
     return Contents(
@@ -167,10 +167,7 @@ def read_workdir(workdir: str) -> Contents:
 
 
 def _json(path: str) -> dict[str, Any]:
-    if not os.path.exists(path):
-        return {}
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    return read_object(path, "remove it") if os.path.exists(path) else {}
 
 
 def _frames(folder: str) -> dict[str, list[tuple[int, str]]]:
