@@ -17,13 +17,14 @@ def _section(**knobs) -> ml_collections.ConfigDict:
 def optimizer(lr: float) -> ml_collections.ConfigDict:
     """The knobs of one optimiser."""
     return _section(
-        name="adamw",  # adamw | adafactor | lion | sgd
+        name="adamw",  # adamw | adafactor | lion | muon | sgd
         lr=lr,  # peak learning rate; of adafactor, relative to the parameters' root mean square
         warmup=50,  # updates of linear warm-up
         decay=False,  # cosine decay to zero where the stage ends, instead of constant
-        b1=0.9,  # decay of the first moment; momentum of sgd and adafactor (0: none)
+        b1=0.9,  # decay of the first moment; momentum of sgd, muon and adafactor (0: none)
         b2=0.999,  # decay of adamw's second moment; of lion's momentum (its authors: 0.99)
-        eps=1e-8,  # added to the root of adamw's second moment
+        eps=1e-8,  # added to the root of adamw's second moment, and to the norm by which muon divides
+        muon_rms=0.2,  # root mean square of muon's update of a matrix at a rate of 1; 0.2 is about adamw's
         weight_decay=0.0,  # decoupled: a step takes off this times the learning rate
         clip=10.0,  # global gradient norm above which a gradient is scaled down
         moment_dtype="float32",  # of the first moment or momentum, as it is stored: float32 | bfloat16

@@ -5,11 +5,27 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from didr_jax.types import Array, PyTree
 
-# name -> (learning-rate schedule, settings) -> optax transformation.  Bytes of state per parameter: adamw 8, lion,
-# sgd and adafactor 4; 2 less with first moments in bfloat16; with b1 = 0, sgd none and adafactor almost none (a row
+# Dimensions of a kernel -> its axes in and out as muon's matrix; those before them count kernels of the same kind.
+MATRICES = {
+    2: contrib.MuonDimensionNumbers(-2, -1),  # Dense,
+    3: contrib.MuonDimensionNumbers(-2, -1),  # of each block in a stack
+    4: contrib.MuonDimensionNumbers((-4, -3, -2), -1),  # Conv,
+    5: contrib.MuonDimensionNumbers((-4, -3, -2), -1),  # of each block in a stack
+}
+
+
+def matrices(params: PyTree) -> PyTree:
+    """Which of the parameters are matrices to muon, and how: kernels.  The others get None, and adamw's update."""
+    kernel = lambda path: jax.tree_util.keystr(path[-1:], simple=True) == "kernel"
+    return jax.tree_util.tree_map_with_path(lambda path, x: MATRICES[x.ndim] if kernel(path) else None, params)
+
+
+# name -> (learning-rate schedule, settings) -> optax transformation.  Bytes of state per parameter: adamw 8, lion, muon
+# (of kernels), sgd and adafactor 4; 2 less with first moments in bfloat16; with b1 = 0, sgd none and adafactor almost none (a row
 # and a column of each matrix).  Adafactor's rate is relative to the parameters' root mean square, it decays its
 # second moment by a schedule of its own, and its weight decay is made to follow the rate as the others' does.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -21,6 +37,20 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
         weight_decay_rate=(lambda step: c.weight_decay * lr(step)) if c.weight_decay else None,
     ),
     "lion": lambda lr, c: optax.lion(lr, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mu_dtype=c.moment_dtype),
+    # Kernels move along their momentum made orthogonal, by muon_rms in the root mean square (Jordan et al. 2024,
+    # arXiv 2502.16982); the rest by adamw with Nesterov's momentum.
+    "muon": lambda lr, c: contrib.muon(
+        lr,
+        beta=c.b1,
+        adam_b1=c.b1,
+        adam_b2=c.b2,
+        eps=c.eps,
+        weight_decay=c.weight_decay,
+        adam_weight_decay=c.weight_decay,
+        mu_dtype=c.moment_dtype,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=c.muon_rms,
+    ),
     "sgd": lambda lr, c: optax.chain(
         optax.trace(c.b1, accumulator_dtype=c.moment_dtype) if c.b1 else optax.identity(),
         optax.add_decayed_weights(c.weight_decay),
@@ -29,7 +59,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 # The knob by which the moment that `moment_dtype` stores decays.
-MOMENT_DECAY = {"adamw": "b1", "adafactor": "b1", "lion": "b2", "sgd": "b1"}
+MOMENT_DECAY = {"adamw": "b1", "adafactor": "b1", "lion": "b2", "muon": "b1", "sgd": "b1"}
 
 
 def learning_rate(config, num_steps: int) -> optax.Schedule:

@@ -47,7 +47,7 @@ def validate(config) -> None:
 def _validate_optimizer(where: str, section) -> None:
     require_choice(f"{where}.name", section.name, OPTIMIZERS)
     require_choice(f"{where}.moment_dtype", section.moment_dtype, ("float32", "bfloat16"))
-    for knob in ("lr", "clip", "eps"):
+    for knob in ("lr", "clip", "eps", "muon_rms"):
         require(section[knob] > 0, f"{where}.{knob}", section[knob], "must be positive")
     for knob in ("warmup", "weight_decay"):
         require(section[knob] >= 0, f"{where}.{knob}", section[knob], "must not be negative")

@@ -86,7 +86,22 @@ def adafactor(p, g, s, k, lr, c):
     return p - s["m"] - lr * c.weight_decay * p
 
 
-PAPERS = {"adamw": adamw, "lion": lion, "sgd": sgd, "adafactor": adafactor}
+def muon(p, g, s, k, lr, c):
+    """A kernel along its momentum with all singular values brought near 1; anything else by adamw, both with Nesterov's."""
+    s["m"] = c.b1 * s.get("m", 0) + (1 - c.b1) * g
+    ahead = c.b1 * s["m"] / (1 - c.b1 ** (k + 2)) + (1 - c.b1) * g / (1 - c.b1 ** (k + 1))
+    if g.ndim == 1:
+        s["v"] = c.b2 * s.get("v", 0) + (1 - c.b2) * g**2
+        return p - lr * (ahead / (np.sqrt(s["v"] / (1 - c.b2 ** (k + 1))) + c.eps) + c.weight_decay * p)
+    left, values, right = np.linalg.svd(ahead.reshape(-1, g.shape[-1]), full_matrices=False)
+    values = values / np.linalg.norm(values)
+    for _ in range(5):
+        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+    matrix = (left * values) @ right
+    return p - lr * (c.muon_rms * np.sqrt(max(matrix.shape)) * matrix.reshape(g.shape) + c.weight_decay * p)
+
+
+PAPERS = {"adamw": adamw, "lion": lion, "muon": muon, "sgd": sgd, "adafactor": adafactor}
 
 
 def rate_of(k):
@@ -120,6 +135,18 @@ def by_hand(section, params, gradients):
             scaled = g[name] * min(1.0, section.clip / norm)
             params[name] = PAPERS[section.name](p, scaled, states[name], k, rate_of(k), section)
     return params
+
+
+@pytest.mark.parametrize(
+    "shape, parts", [((3, 8, 12), 3), ((3, 3, 8, 12), 1), ((2, 3, 3, 4, 12), 2)], ids=["blocks", "conv", "convs"]
+)
+def test_muon_takes_each_kernel_of_a_stack_as_one_matrix_and_a_convolution_as_pixels_times_channels_in(shape, parts):
+    rng, section = np.random.default_rng(parts), knobs("muon", warmup=2, decay=True)
+    start, g = rng.normal(size=(2, *shape))
+    got, _ = train(section, single({"kernel": start}), [{"kernel": g}])
+    each = (start, g) if parts > 1 else (start[None], g[None])
+    want = [muon(p, g, {}, 0, rate_of(0), section) for p, g in zip(*each, strict=True)]
+    np.testing.assert_allclose(got["kernel"], np.reshape(want, shape), atol=2e-6)
 
 
 def test_every_row_of_the_table_has_its_paper_here():
@@ -156,6 +183,8 @@ BYTES = {  # (name, b1, moment_dtype) -> bytes of state per parameter, of matric
     ("adamw", 0.9, "bfloat16"): 6,
     ("lion", 0.9, "float32"): 4,
     ("lion", 0.9, "bfloat16"): 2,
+    ("muon", 0.9, "float32"): 4,
+    ("muon", 0.9, "bfloat16"): 2,
     ("sgd", 0.9, "float32"): 4,
     ("sgd", 0.9, "bfloat16"): 2,
     ("sgd", 0.0, "float32"): 0,
@@ -186,9 +215,10 @@ def test_bfloat16_is_for_first_moments_only_and_stays_so(name):
     kinds = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if leaf.ndim:
-            kinds.setdefault(leaf.dtype.name, set()).update({str(getattr(key, "name", "")) for key in path} - {""})
+            names = {str(getattr(key, "name", "")) for key in path}
+            kinds.setdefault(leaf.dtype.name, set()).update(names - {"", "inner_state", "inner_states"})
     assert kinds["bfloat16"] and kinds["bfloat16"] <= first
-    assert kinds.get("float32", set()) <= {"nu", "v", "v_row", "v_col"}
+    assert kinds.get("float32", set()) <= {"nu", "v", "v_row", "v_col", "ns_coeffs"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
 
 
