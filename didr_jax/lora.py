@@ -14,6 +14,7 @@ One frozen base serves three roles: reference `apply(base, …)`, TA and generat
 `applied(apply, alpha)(base, lora_ta or lora_generator, …)`.
 """
 
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -111,6 +113,56 @@ def merge(params: PyTree, lora: PyTree, alpha: float) -> PyTree:
         update = (alpha / a.shape[-1]) * (a.astype(jnp.float32) @ b.astype(jnp.float32))
         flat[*path, KERNEL] = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
     return unflatten_dict(flat)
+
+
+def merged(weights: Weights, adapters: Weights, alpha: float) -> Weights:
+    """`merge` of parameters and adapters that are read when the result is loaded."""
+
+    def fill(shapes: PyTree, places: Any) -> PyTree:
+        into = jax.jit(functools.partial(merge, alpha=alpha), donate_argnums=0, out_shardings=places)
+        return into(weights.fill(shapes, places), jax.device_get(adapters.load()))
+
+    def check() -> None:
+        weights.check()
+        adapters.check()
+
+    return Weights(weights.shapes, fill, check)
+
+
+def nearest(params: PyTree, base: PyTree, rank: int, alpha: float) -> tuple[PyTree, float]:
+    """The adapters that lead from `base` as near to `params` as adapters of this rank can (Eckart & Young, 1936).
+
+    Per dense layer the first `rank` singular vectors of the difference.  What is not a dense kernel stays the base's.
+
+    Args:
+      params, base: trees of arrays on the host.
+      rank: of every adapter; no more than the largest kernel can have.
+      alpha: that they will be applied with.
+
+    Returns:
+      adapters in float32 on all dense layers, and the share of the squared difference, of all parameters, that they hold.
+    """
+    before, lora, held = flatten_dict(base), dict[tuple[str, ...], np.ndarray](), 0.0
+    changes = {
+        path: np.asarray(leaf, np.float32) - np.asarray(before[path], np.float32) for path, leaf in flatten_dict(params).items()
+    }
+    dense = [path for path, change in changes.items() if path[-1] == KERNEL and change.ndim in (2, 3)]
+    rank = min(rank, max(min(changes[path].shape[-2:]) for path in dense))
+    for path in dense:
+        left, values, right = np.linalg.svd(changes[path], full_matrices=False)
+        root = np.sqrt(values[..., :rank])
+        lora[*path[:-1], A] = _padded(left[..., :rank] * root[..., None, :], -1, rank)
+        lora[*path[:-1], B] = _padded(root[..., None] * right[..., :rank, :] * (rank / alpha), -2, rank)
+        held += float(np.sum(root**4))
+    total = sum(float(np.sum(change**2)) for change in changes.values())
+    return unflatten_dict(lora), held / total if total else 1.0
+
+
+def _padded(factor: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """With zeros up to `size`: a small kernel has no more ranks."""
+    widths = [(0, 0)] * factor.ndim
+    widths[axis] = (0, size - factor.shape[axis])
+    return np.pad(factor, widths)
 
 
 def save(path: str | os.PathLike, lora: PyTree, alpha: float, table: Sequence[Rule], *, prefix: str, dtype: Any = None) -> None:

@@ -198,3 +198,21 @@ def test_refusals(setup):
     adapters = {"lora_a": jnp.zeros((5, 4, 2)), "lora_b": jnp.zeros((5, 2, 6))}
     with pytest.raises(InputError, match="DenseGeneral"):
         lora_lib.applied(lambda p, x: heads.apply({"params": p}, x), 1.0)(general, adapters, jnp.ones((2, 5)))
+
+
+def test_the_nearest_adapters_leave_the_singular_values_after_their_rank():
+    """Eckart and Young: what is left of each difference has the squared norm of the singular values that were dropped."""
+    rng = np.random.default_rng(9)
+    shapes = {"one": (6, 9), "stack": (3, 9, 7), "conv": (3, 3, 4, 5)}
+    layer = lambda shape: {"kernel": rng.normal(size=shape).astype(np.float32), "bias": rng.normal(size=4).astype(np.float32)}
+    tree = lambda: {name: layer(shape) for name, shape in shapes.items()}
+    base, params = tree(), tree()
+    found, share = lora_lib.nearest(params, base, rank=2, alpha=5.0)
+    assert found.keys() == {"one", "stack"}
+    near = lora_lib.merge(base, found, alpha=5.0)
+    for name in found:
+        dropped = np.linalg.svd(params[name]["kernel"] - base[name]["kernel"], compute_uv=False)[..., 2:]
+        left = params[name]["kernel"] - near[name]["kernel"]
+        np.testing.assert_allclose(np.sum(left**2), np.sum(dropped**2), rtol=1e-4)
+    distance = lambda a, b: sum(np.sum((x - y) ** 2) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+    np.testing.assert_allclose(share, 1 - distance(params, near) / distance(params, base), rtol=1e-4)

@@ -21,6 +21,7 @@ from didr_jax.recipes.text_to_image.export import ADAPTER, WEIGHTS, write_export
 from didr_jax.recipes.text_to_image.report import PromptJudge  # noqa: E402
 from didr_jax.reporting.pairs import read_pairs  # noqa: E402
 from didr_jax.training.metrics import read_metrics  # noqa: E402
+from didr_jax.weights.engine import to_torch  # noqa: E402
 from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
 from tests.parity.oracle import assert_close  # noqa: E402
 from tests.text_to_image import runs, tiny_zimage  # noqa: E402
@@ -299,7 +300,7 @@ def test_adapters_train_on_a_frozen_base_and_export_merged_and_alone(bench, tmp_
     assert untouched and metrics["skipped"] == 0
     assert all(np.any(leaf) for leaf in jax.tree.leaves((state.generator, state.ta)))
 
-    write_export(recipe.task, state.generator, str(tmp_path))
+    write_export(recipe.task, state.generator, str(tmp_path), print)
     part = bench.row.backbone.part
     adapter, merged, base = read_tensors(tmp_path / ADAPTER), read_tensors(tmp_path / part), bench.generator_file
     changed = 0
@@ -323,6 +324,27 @@ def test_adapters_train_on_a_frozen_base_and_export_merged_and_alone(bench, tmp_
     ours = lora.merge(task.backbone.generator.cast("float32").load(), start.load(), task.config.lora.alpha)
     theirs = bench.recipe(bench.row.full, {"weights.generator": str(tmp_path / part / WEIGHTS)}).task.start("generator").load()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), ours, theirs)
+
+
+def test_full_training_exports_the_adapters_that_come_nearest_and_begins_with_them(bench, tmp_path):
+    """On the base they make what they were taken from again: every dense kernel where they have all ranks, the rest the base's."""
+    recipe = bench.recipe(bench.row.full, {"export.adapter_rank": 4096, "export.dtype": "float32"})
+    base, backbone, said = recipe.task.backbone.base.load(), recipe.task.backbone, []
+    trained = jax.tree.map(lambda leaf: leaf + 0.01 * np.random.default_rng(3).normal(size=leaf.shape).astype(leaf.dtype), base)
+    write_export(recipe.task, trained, str(tmp_path), said.append)
+    assert "adapters of rank 4096" in said[0] and "of the squared change" in said[0]
+
+    changes = {"weights.generator": "", "weights.generator_adapter": str(tmp_path / ADAPTER)}
+    again = bench.recipe(bench.row.full, changes)
+    again.check("train")
+    dense = {f"{name}" for name in read_tensors(tmp_path / ADAPTER)}
+    start = to_torch(again.task.start("generator").load(), backbone.table)
+    whole, begun = to_torch(trained, backbone.table), 0
+    for name, weight in to_torch(base, backbone.table).items():
+        adapted = f"{backbone.part}.{name.removesuffix('.weight')}.lora_A.weight" in dense
+        np.testing.assert_allclose(start[name], whole[name] if adapted else weight, rtol=0, atol=2e-6, err_msg=name)
+        begun += adapted
+    assert begun == len(dense) // 2 > 0
 
 
 def test_adapters_on_the_base_itself_need_one_base(bench):
@@ -444,7 +466,6 @@ def test_a_part_whose_weights_do_not_fit_is_refused_before_prompts_are_embedded(
         ({"weights.base": ""}, ["config.weights.base is empty"]),
         ({"weights.base": "/nowhere"}, ["config.weights.base", "no such folder"]),
         ({"weights.generator": "/nowhere.safetensors"}, ["no such file"]),
-        ({"weights.generator_adapter": "x", "network.generator": "full"}, ["generator_adapter", "generator=lora"]),
         ({"data.prompts": ""}, ["config.data.prompts is empty"]),
         ({"data.prompts": "/nowhere.txt"}, ["cannot read /nowhere.txt"]),
         ({"eval.prompts": "/nowhere.txt"}, ["cannot read /nowhere.txt"]),

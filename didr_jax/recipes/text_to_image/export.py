@@ -1,6 +1,7 @@
 """A trained generator for other programs: diffusers' folders, adapters merged, and the adapters alone beside it."""
 
 import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,18 @@ def export(task: Task, products: Products, run: Run) -> None:
     """workdir/export/PART/ for diffusers' `from_pretrained`.  Of all files it reads, with full training, only configs."""
     params = to_host(run.load({"generator": products["align"]["generator"]})["generator"])
     if is_first_process():
-        write_export(task, params, run.path("export"))
+        write_export(task, params, run.path("export"), run.log.say)
     run.log.say(f"wrote {run.path('export')}: {task.backbone.few_step}")
 
 
-def write_export(task: Task, params: PyTree, folder: str) -> None:
+def write_export(task: Task, params: PyTree, folder: str, say: Callable[[str], None]) -> None:
     """Writes what was trained of the generator, whole on this host, under `folder`."""
-    backbone, dtype = task.backbone, jnp.dtype(task.config.export.dtype)
+    backbone, dtype, rank = task.backbone, jnp.dtype(task.config.export.dtype), task.config.export.adapter_rank
+    if task.config.network.generator == "full" and rank:
+        base = jax.device_get(backbone.base.cast("float32").load(_host()))
+        adapter, share = lora.nearest(params, base, rank, alpha=rank)
+        lora.save(os.path.join(folder, ADAPTER), adapter, rank, backbone.table, prefix=backbone.part, dtype=dtype)
+        say(f"{ADAPTER}: adapters of rank {rank} or less on weights.base hold {share:.1%} of the squared change")
     if task.config.network.generator == "lora":
         adapter, alpha = jax.device_get(params), task.config.lora.alpha
         lora.save(os.path.join(folder, ADAPTER), adapter, alpha, backbone.table, prefix=backbone.part, dtype=dtype)

@@ -14,7 +14,9 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.weights = ml_collections.ConfigDict()
     config.weights.base = ""  # folder of the pipeline: reference, TA's start, text encoders, VAE
     config.weights.generator = ""  # file or folder of the initial generator's weights; empty: the base's own
-    config.weights.generator_adapter = ""  # LoRA file that its adapters begin with, as --mode=export writes; empty: zero
+    config.weights.generator_adapter = (
+        ""  # LoRA file, as --mode=export writes: where its adapters begin, or what is added to its weights
+    )
     config.weights.variant = ""  # of the files in the folders, e.g. fp16; empty: the plain ones
 
     config.data = ml_collections.ConfigDict()
@@ -69,6 +71,7 @@ def text_to_image() -> ml_collections.ConfigDict:
 
     config.export = ml_collections.ConfigDict()
     config.export.dtype = "float16"  # of the files of --mode=export: float32 | float16 | bfloat16
+    config.export.adapter_rank = 0  # of adapters that come nearest to what full training changed, written beside; 0: none
 
     config.score = ml_collections.ConfigDict()
     config.score.images = ""  # folder of --mode=score

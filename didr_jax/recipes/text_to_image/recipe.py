@@ -91,8 +91,6 @@ class TextToImage(Recipe):
             return
         for who in ("generator", "ta"):
             require_choice(f"network.{who}", config.network[who], TRAIN)
-        if config.weights.generator_adapter and config.network.generator != "lora":
-            raise InputError("config.weights.generator_adapter is where adapters begin: set config.network.generator=lora")
         if mode == "compile" and not config.weights.base:
             require_choice("compile.pipeline", config.compile.pipeline, PIPELINES)
         elif mode != "compile":

@@ -106,7 +106,7 @@ def initial(task: Task, frozen: PyTree, run: Run) -> Generator:
     """The generator that training began with."""
     if task.config.network.generator == "lora":
         return task.pair("generator", frozen, run.load({"generator": task.start("generator")})["generator"])
-    weights = task.backbone.generator.cast(task.config.network.frozen_dtype)
+    weights = task.initial.cast(task.config.network.frozen_dtype)
     return run.load({"generator": weights})["generator"], None
 
 

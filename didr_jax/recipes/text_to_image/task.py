@@ -153,14 +153,25 @@ class Task:
 
         return Weights(self.backbone.text_shapes, fill)
 
+    @property
+    def adapter(self) -> Weights:
+        """What the generator begins with besides its weights."""
+        path, backbone = self.config.weights.generator_adapter, self.backbone
+        return lora.saved(path, backbone.shapes, self.config.lora.alpha, backbone.table, prefix=backbone.part)
+
+    @property
+    def initial(self) -> Weights:
+        """The initial generator, whole."""
+        whole = self.backbone.generator
+        return lora.merged(whole, self.adapter, self.config.lora.alpha) if self.config.weights.generator_adapter else whole
+
     def start(self, who: str) -> Weights:
         """The parameters, or fresh adapters, that the generator or the TA begins with."""
         backbone, network, knobs = self.backbone, self.config.network, self.config.lora
         if network[who] == "full":
-            return (backbone.generator if who == "generator" else backbone.base).cast(network.param_dtype)
+            return (self.initial if who == "generator" else backbone.base).cast(network.param_dtype)
         if who == "generator" and self.config.weights.generator_adapter:
-            path = self.config.weights.generator_adapter
-            return lora.saved(path, backbone.shapes, knobs.alpha, backbone.table, prefix=backbone.part)
+            return self.adapter
         salt = {"generator": 0, "ta": 1}[who]
         key = jax.random.fold_in(jax.random.key(self.config.seed), salt)
         return made(lambda: lora.init(key, backbone.shapes, knobs.layers, knobs.rank))
