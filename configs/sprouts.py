@@ -1,27 +1,29 @@
-"""Potted plants with faces, 64 × 64, text to image on a laptop: the recipe of Z-Image on a pipeline that two cores train.
-
-After the commands of configs/sprouts_pipeline.py and configs/sprouts_distill.py:
+"""Potted plants with faces, 64 × 64, text to image on a laptop: the recipe of Z-Image on a small pipeline that ships.
 
     python run.py --config=configs/sprouts.py --workdir=runs/sprouts
-    python run.py --config=configs/sprouts.py --workdir=runs/sprouts --mode=export
+    python run.py --mode=export --workdir=runs/sprouts
 
 The reward likes cheerful mouths, which captions leave open; the law that it tilts the reference to is known
 (docs/sprouts.md).  Other methods: --config.align.objective=dipp; plain reward ascent: refl.
+On a pipeline of your own (configs/sprouts_pipeline.py): --config=configs/sprouts.py:runs/sprouts_pipeline/export.
 """
+
+from pathlib import Path
 
 import ml_collections
 
 from didr_jax.config import game
-from didr_jax.recipes.sprouts.knobs import MADE, small_zimage
+from didr_jax.recipes.sprouts.knobs import ONE_STEP, SHIPPED, small_zimage
 
 
-def get_config() -> ml_collections.ConfigDict:
-    config = small_zimage()
-    config.weights.generator = "runs/sprouts_distill/export"  # one step
+def get_config(folder: str | Path = SHIPPED) -> ml_collections.ConfigDict:
+    folder = Path(folder)
+    config = small_zimage(folder)
+    config.weights.generator_adapter = str(folder / ONE_STEP)
 
-    config.rewards.aesthetic = str(MADE / "preference" / "head.safetensors")  # in the mix: 1 if cheerful, 0 if not
-    config.rewards.clip = str(MADE / "preference")
-    config.rewards.clipscore = str(MADE / "clip")
+    config.rewards.aesthetic = str(folder / "preference" / "head.safetensors")  # in the mix: 1 if cheerful, 0 if not
+    config.rewards.clip = str(folder / "preference")
+    config.rewards.clipscore = str(folder / "clip")
     config.rewards.held_out = ("clipscore",)
     config.rewards.weights.aesthetic = 1.0
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from didr_jax.recipes.sprouts.pipeline import PROMPTS
+from didr_jax.recipes.text_to_image.export import ADAPTER
 from tests.text_to_image.runs import run
 
 pytestmark = pytest.mark.slow
@@ -59,16 +60,15 @@ def test_the_prompts_are_as_many_as_said_and_all_different(exported):
         assert len(lines) == len(set(lines)) == n
 
 
-def test_the_recipe_of_zimage_distills_aligns_and_exports_it(exported, root, monkeypatch):
+def test_the_recipe_of_zimage_distills_aligns_and_exports_it(exported, root):
     folder, _ = exported
     prompts = {"data.limit": 32, "data.cache": str(root / "cache"), "eval.prompts": str(folder / "prompts" / "eval.txt")}
     base = GAME | prompts | {"weights.base": str(folder / "pipeline")}
     settings = base | {"data.prompts": str(folder / "prompts" / "distill.txt"), "weights.generator": str(folder / "generator")}
-    monkeypatch.setenv("SPROUTS_JUDGE", str(folder / "judge"))
     for mode in ("train", "export"):
         run("sprouts_distill", settings, root / "distill", f"--mode={mode}", cache=root / "compiled")
     settings = base | {
-        "data.prompts": str(folder / "prompts" / "align.txt"), "weights.generator": str(root / "distill" / "export"),
+        "data.prompts": str(folder / "prompts" / "align.txt"), "weights.generator_adapter": str(root / "distill" / "export" / ADAPTER),
         "rewards.aesthetic": str(folder / "preference" / "head.safetensors"), "rewards.clip": str(folder / "preference"),
         "rewards.clipscore": str(folder / "clip"),
     }  # fmt: skip

@@ -14,7 +14,6 @@ Of n draws from even shares of a part with s values, KL has the expectation (s â
 """
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,14 +26,13 @@ from didr_jax.json_files import read_object
 from didr_jax.models.part_judge import PartJudge
 from didr_jax.recipes.sprouts import parts
 from didr_jax.recipes.sprouts.album import SIDE, to_float
-from didr_jax.recipes.sprouts.knobs import MADE
+from didr_jax.recipes.sprouts.knobs import SHIPPED
 from didr_jax.training.evaluation import over_rows
 from didr_jax.types import PyTree, Weights
 from didr_jax.weights.engine import weights_of
 from didr_jax.weights.files import read_tensors
 from didr_jax.weights.rules import Rule
 
-FOLDER = "SPROUTS_JUDGE"  # in the environment: a folder with another judge than the one that was made last
 TABLE = [Rule("(.*)", "{}")]  # a judge's tensors have its own names
 NETWORK = PartJudge(parts.SIZES)
 OTHERS = tuple(part for part in parts.PARTS if part != "mouth")
@@ -141,15 +139,11 @@ def read_judge(folder: Path) -> tuple[Weights, dict[bool, Gaussian]]:
 
 @functools.cache
 def _opened():
-    weights, groups = read_judge(Path(os.environ.get(FOLDER, MADE / "judge")))
+    weights, groups = read_judge(SHIPPED / "judge")
     return weights.cast(jnp.float32).load(), groups
 
 
 def judge(images: np.ndarray, prompts: Sequence[str]) -> dict[str, float]:
-    """`config.eval.judge` of `configs/sprouts.py`: figures of pictures uint8 `[n, 64, 64, 3]`.
-
-    Raises:
-      InputError: no judge in the folder that the environment's SPROUTS_JUDGE names, or where it is made.
-    """
+    """`config.eval.judge` of `configs/sprouts.py`: figures of pictures uint8 `[n, 64, 64, 3]`, by the judge that ships."""
     params, groups = _opened()
     return verdict(*seen(params, images), prompts, groups)

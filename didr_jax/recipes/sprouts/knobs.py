@@ -1,4 +1,8 @@
-"""The recipe `zimage` at the size of sprouts: what `configs/sprouts.py` and `configs/sprouts_distill.py` share."""
+"""The recipe `zimage` at the size of sprouts: what `configs/sprouts.py` and `configs/sprouts_distill.py` share.
+
+A folder of sprouts is what `--mode=export` of `configs/sprouts_pipeline.py` writes: pipeline/, clip/, preference/, judge/
+and prompts/.  `SHIPPED` is one, and has the one-step generator beside them, as adapters on the pipeline's transformer.
+"""
 
 from pathlib import Path
 
@@ -6,19 +10,20 @@ import ml_collections
 
 from didr_jax.recipes.text_to_image.knobs import text_to_image
 
-MADE = Path("runs/sprouts_pipeline/export")  # where the commands of configs/sprouts_pipeline.py leave it
+SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "sprouts"
+ONE_STEP = "one_step.safetensors"  # adapters, in a folder of sprouts
 
 
-def small_zimage() -> ml_collections.ConfigDict:
-    """The config without the generator, rewards and training numbers of `align`."""
+def small_zimage(folder: Path) -> ml_collections.ConfigDict:
+    """The config, for a folder of sprouts, without the generator, rewards and training numbers of `align`."""
     config = text_to_image()
     config.recipe = "zimage"
     config.compile.pipeline = "zimage"
     config.schedule.name = "rectified_flow"
     config.schedule.shift = 1.0  # times are uniform
 
-    config.weights.base = str(MADE / "pipeline")
-    config.data.prompts = str(MADE / "prompts" / "align.txt")  # captions that do not name the mouth
+    config.weights.base = str(folder / "pipeline")
+    config.data.prompts = str(folder / "prompts" / "align.txt")  # captions that do not name the mouth
     config.data.max_length = 32  # tokens of a prompt, template included
     config.data.encoder_dtype = "float32"
     config.data.dtype = "float32"
@@ -31,7 +36,7 @@ def small_zimage() -> ml_collections.ConfigDict:
     config.network.vae_attention = "xla"
     config.lora.layers = (r"attention/to_(q|k|v|out)$",)
 
-    config.eval.prompts = str(MADE / "prompts" / "eval.txt")  # one in eight names a pair that no training saw
+    config.eval.prompts = str(folder / "prompts" / "eval.txt")  # one in eight names a pair that no training saw
     config.eval.num = 512
     config.eval.batch_size = 128
     config.eval.pictures = 48
