@@ -1,17 +1,20 @@
 """Reward against fidelity: every objective over a sweep of reward strengths, from one initial generator.
 
-    python benchmarks/pareto.py --config=configs/digits.py --workdir=runs/pareto [--sweep=didr:1,dipp:1/.5/.2]
+    python benchmarks/pareto.py --config=configs/digits.py --workdir=runs/pareto [--sweep=didr:1,dipp:1/.5/.2] [--seeds=0,1,2]
 
-The stages before `align` are trained once (or found finished in the workdir); then each (objective, β)
-trains `align` in a workdir of its own and is measured against the same targets (`config.eval`).  Writes pareto.json, pareto.md and pareto.png.
+The stages before `align` are trained once a seed (or found finished in the workdir); then each (objective, β, seed)
+trains `align` in a workdir of its own and is measured against the same targets (`config.eval`).  Repeated after a stop it goes on.
+Writes pareto.json (a row a run), pareto.md and pareto.png (means over the seeds, with their standard errors).
 """
 
 import json
 import os
 import shutil
+from collections.abc import Sequence
 
 import jax
 import matplotlib.pyplot as plt
+import numpy as np
 from absl import app, flags, logging
 from checkout import ROOT
 from ml_collections import config_flags
@@ -34,6 +37,7 @@ _SWEEP = flags.DEFINE_string(
     "objective[@estimator]:beta[#steps]/… of each curve, separated by commas; refl has no beta, its strength is "
     "the number of steps.",
 )
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the runs: each is repeated with every one of them.")
 
 
 def variants(sweep: str):
@@ -65,25 +69,45 @@ def begin(config, workdir: str, log: RunLog) -> Run:
     return Run(config, workdir, make_mesh(config.mesh), log, claim.record)
 
 
+POINT = ("label", "beta", "steps")  # of a curve
+
+
+def over_seeds(rows: Sequence[dict]) -> list[dict]:
+    """A row for each (label, β, steps): `runs`, and of every figure (mean, its standard error; nan of a single run)."""
+    points: dict[tuple, list[dict]] = {}
+    for row in rows:
+        points.setdefault(tuple(row[name] for name in POINT), []).append(row)
+    merged = []
+    for point, runs in points.items():
+        values = {name: np.array([run[name] for run in runs], float) for name in runs[0] if name not in (*POINT, "seed")}
+        error = lambda x: float(np.std(x, ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
+        figures = {name: (float(np.mean(x)), error(x)) for name, x in values.items()}
+        merged.append(dict(zip(POINT, point, strict=True)) | {"runs": len(runs), "figures": figures})
+    return merged
+
+
 def write(workdir: str, rows: list[dict]) -> None:
     with open(os.path.join(workdir, "pareto.json"), "w") as file:
         json.dump(rows, file, indent=1)
-    figures = [name for name in rows[0] if name not in ("label", "beta", "steps")]
+    merged = over_seeds(rows)
+    figures = list(merged[0]["figures"])
+    cell = lambda mean, error: f"{mean:.4g}" if np.isnan(error) else f"{mean:.4g} ± {error:.2g}"
     with open(os.path.join(workdir, "pareto.md"), "w") as file:
-        file.write("| objective | β | steps | " + " | ".join(figures) + " |\n" + "|---" * (len(figures) + 3) + "|\n")
-        for row in rows:
-            cells = " | ".join(f"{row[name]:.4g}" for name in figures)
-            file.write(f"| {row['label']} | {row['beta']:g} | {row['steps']} | {cells} |\n")
-    others = [name for name in figures if name != "reward"]
+        file.write("| objective | β | steps | runs | " + " | ".join(figures) + " |\n" + "|---" * (len(figures) + 4) + "|\n")
+        for row in merged:
+            cells = " | ".join(cell(*row["figures"][name]) for name in figures)
+            file.write(f"| {row['label']} | {row['beta']:g} | {row['steps']} | {row['runs']} | {cells} |\n")
+    others, of = [name for name in figures if name != "reward"], lambda row, name: row["figures"][name]
     plot, axes = plt.subplots(1, len(others), figsize=(4 * len(others), 3.4), squeeze=False)
     for axis, name in zip(axes[0], others, strict=False):
-        for label in dict.fromkeys(row["label"] for row in rows):
-            curve = [(row["reward"], row[name]) for row in rows if row["label"] == label]
-            axis.plot(*zip(*curve, strict=False), "o-", ms=4, label=label)
-        tilted = [row["reward"] for row in rows if row["label"].startswith("didr")]
-        top = max(tilted or [row["reward"] for row in rows])  # beside DIDR, collapsed runs leave the picture
-        inside = [row[name] for row in rows if row["reward"] <= 1.3 * top]
-        axis.set_xlim(min(row["reward"] for row in rows) - 0.1, 1.3 * top)
+        for label in dict.fromkeys(row["label"] for row in merged):
+            curve = [(*of(row, "reward"), *of(row, name)) for row in merged if row["label"] == label]
+            x, x_error, y, y_error = np.nan_to_num(np.transpose(curve))
+            axis.errorbar(x, y, y_error, x_error, "o-", ms=4, label=label)
+        tilted = [of(row, "reward")[0] for row in merged if row["label"].startswith("didr")]
+        top = max(tilted or [of(row, "reward")[0] for row in merged])  # beside DIDR, collapsed runs leave the picture
+        inside = [of(row, name)[0] for row in merged if of(row, "reward")[0] <= 1.3 * top]
+        axis.set_xlim(min(of(row, "reward")[0] for row in merged) - 0.1, 1.3 * top)
         axis.set_ylim(0.9 * min(inside), 1.1 * max(inside))
         axis.set_xlabel("reward")
         axis.set_title(name)
@@ -99,25 +123,25 @@ def main(_argv) -> None:
     if "target_beta" in config.eval:
         config.eval.target_beta = config.eval.target_beta or config.align.beta
     validate(config)
-    base = os.path.join(workdir, "base")
-    make_workdir(base)
-    log = RunLog(base)
-    early = config.copy_and_resolve_references()
-    with early.unlocked():
-        early.stages = config.stages[:-1]
-    train(recipes.build(early), begin(early, base, log))
     rows = []
-    for label, changes in variants(_SWEEP.value):
-        variant = config.copy_and_resolve_references()
-        with variant.unlocked():
-            variant.align.update(changes)
-        name = f"{label.replace('@', '-')}-{variant.align.beta:g}-{variant.align.steps}"
-        where = os.path.join(workdir, name)
-        os.makedirs(where, exist_ok=True)
-        row = {"label": label, "beta": variant.align.beta, "steps": variant.align.steps}
-        rows.append(row | run_variant(variant, base, where, RunLog(where)))
-        log.say(json.dumps(rows[-1]))
-        write(workdir, rows)
+    for seed in map(int, _SEEDS.value):
+        config.seed, base = seed, os.path.join(workdir, f"base-{seed}")
+        make_workdir(base)
+        log, early = RunLog(base), config.copy_and_resolve_references()
+        with early.unlocked():
+            early.stages = config.stages[:-1]
+        train(recipes.build(early), begin(early, base, log))
+        for label, changes in variants(_SWEEP.value):
+            variant = config.copy_and_resolve_references()
+            with variant.unlocked():
+                variant.align.update(changes)
+            name = f"{label.replace('@', '-')}-{variant.align.beta:g}-{variant.align.steps}-{seed}"
+            where = os.path.join(workdir, name)
+            os.makedirs(where, exist_ok=True)
+            row = {"label": label, "beta": variant.align.beta, "steps": variant.align.steps, "seed": seed}
+            rows.append(row | run_variant(variant, base, where, RunLog(where)))
+            log.say(json.dumps(rows[-1]))
+            write(workdir, rows)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.judge = fit(steps=700, lr=2e-3, batch_size=64)
     config.reference = fit(steps=4000, lr=4e-3, batch_size=32)
     config.reference.condition_dropout = 0.1  # share of samples trained with the empty prompt, for guidance
-    config.one_step = fit(steps=500, lr=5e-4, batch_size=32)
-    config.one_step.pairs = 2048  # ends of the reference's flow
+    config.one_step = fit(steps=600, lr=2e-3, batch_size=32)
+    config.one_step.pairs = 4096  # ends of the reference's flow
     config.one_step.solver_steps = 10  # of the flow
     for name in ("reference", "one_step"):  # captions are looked at after 150 steps; with adamw, after 500
         config[name].optimizer.update(dict(name="muon", muon_rms=1.0, b1=0.95))
