@@ -27,14 +27,14 @@ def get_config(folder: str | Path = SHIPPED) -> ml_collections.ConfigDict:
     config.rewards.held_out = ("clipscore",)
     config.rewards.weights.aesthetic = 1.0
 
-    config.align = game(steps=150, lr=2e-4, batch_size=32)
+    config.align = game(steps=150, lr=4e-4, batch_size=32)
     config.align.ta_updates = 2
     config.align.ta_weighting = "velocity"
     config.align.beta = 0.5  # p* has .90 cheerful faces where the data has .55
     config.align.ema = 0.98
     config.align.ta_optimizer.lr = 1e-3
     for part in (config.align.generator_optimizer, config.align.ta_optimizer):
-        part.warmup = 10
+        part.update(dict(name="muon", muon_rms=1.0, b1=0.95, warmup=10, decay=True))
 
     config.eval.every = 50
     return config

@@ -24,14 +24,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.weights.generator = str(MADE / "generator")  # by regression
     config.data.prompts = str(MADE / "prompts" / "distill.txt")  # captions of all kinds
 
-    config.align = game(steps=800, lr=3e-4, batch_size=32)
+    config.align = game(steps=300, lr=3e-4, batch_size=32)
     config.align.objective = "dmd2"
     config.align.ta_updates = 2
     config.align.ta_weighting = "velocity"
     config.align.ta_optimizer.lr = 1e-3
     for part in (config.align.generator_optimizer, config.align.ta_optimizer):
-        part.decay = True
+        part.update(dict(name="muon", muon_rms=1.0, b1=0.95, decay=True))
 
-    config.eval.every = 200
+    config.eval.every = 100
     config.export.adapter_rank = 32
     return config

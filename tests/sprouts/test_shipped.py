@@ -62,11 +62,22 @@ def drawn(pipeline, steps: int) -> np.ndarray:
     return np.round(images * 255).astype(np.uint8)
 
 
+def with_adapters(transformer):
+    """The transformer with the shipped adapters merged, as diffusers does where peft is installed."""
+    factors = read_tensors(SHIPPED / ONE_STEP)
+    weights = transformer.state_dict()
+    for name in {key.removesuffix(".lora_A.weight") for key in factors if key.endswith(".lora_A.weight")}:
+        a, b = (torch.from_numpy(np.array(factors[f"{name}.lora_{which}.weight"], np.float32)) for which in "AB")
+        weights[f"{name.removeprefix('transformer.')}.weight"] += b @ a
+    return transformer
+
+
+@pytest.mark.slow
 def test_diffusers_draws_what_the_captions_name_in_many_steps_and_with_the_adapters_in_one():
-    """The judge reads it off.  Blind drawing has .13 of the named parts right; the bounds are far from that, and three deviations
-    of 32 prompts below what docs/sprouts.md has of 512."""
+    """The judge reads it off: of 512 captions .94 and .96 of what they name (docs/sprouts.md); blind drawing has .13."""
     pipeline = diffusers.ZImagePipeline.from_pretrained(SHIPPED / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
-    assert judging.judge(drawn(pipeline, 12), PROMPTS)["named"] > 0.5
-    pipeline.load_lora_weights(SHIPPED, weight_name=ONE_STEP)
-    assert judging.judge(drawn(pipeline, 1), PROMPTS)["named"] > 0.5
+    assert judging.judge(drawn(pipeline, 12), PROMPTS)["named"] > 0.85
+    with torch.no_grad():
+        with_adapters(pipeline.transformer)
+    assert judging.judge(drawn(pipeline, 1), PROMPTS)["named"] > 0.85
