@@ -1,7 +1,13 @@
 """Real limits of the system, for tests of what happens when they are reached."""
 
 import contextlib
+import os
 import resource
+import subprocess
+
+import pytest
+
+NOBODY = 65534
 
 
 @contextlib.contextmanager
@@ -13,3 +19,48 @@ def no_file_larger_than(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def small_disk(path, size: str):
+    """A file system of its own, in memory."""
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def fill(disk) -> None:
+    """Leaves no free byte on a disk: `disk/filler` takes them all."""
+    with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+
+
+@contextlib.contextmanager
+def read_only(path):
+    """A folder that nobody can write to, root neither: a mount of it upon itself."""
+    for options in (["--bind", str(path)], ["-o", "remount,bind,ro"]):
+        mounted = subprocess.run(["mount", *options, str(path)], capture_output=True, text=True)
+        if mounted.returncode:
+            pytest.skip(f"cannot mount here: {mounted.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@contextlib.contextmanager
+def another_user():
+    """This process as a user without rights."""
+    if os.geteuid():
+        pytest.skip("only root can become another user")
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tiny_runs import tiny, train_tiny
 
+from didr_jax.exits import CannotSave
 from didr_jax.training import checkpoint
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.digests import digests
-from didr_jax.training.exits import CannotSave
 from didr_jax.types import InputError
 
 

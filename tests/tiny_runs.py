@@ -45,6 +45,7 @@ def claim_workdir(config, workdir, free=(), start=None):
     claim = compare(config, workdir, free)
     claim.start = start
     claim.record("pretrain", 0)
+    os.makedirs(os.path.join(workdir, "checkpoints", "corrupt", "one"), exist_ok=True)  # something to lose: the config binds
 
 
 def train_tiny(workdir, config, recipe=None, allowed=()) -> dict:
@@ -125,8 +126,8 @@ def said(workdir, process=0) -> str:
 
 def _main() -> None:
     request = json.loads(sys.argv[1])
+    from didr_jax.exits import RunStopped
     from didr_jax.training import startup
-    from didr_jax.training.exits import RunStopped
 
     config = tiny(**request["set"])
     startup.start(config)

@@ -27,11 +27,13 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from didr_jax.exits import CannotSave
 from didr_jax.training.digests import describe, digests, shapes_of
-from didr_jax.training.exits import CannotSave
 from didr_jax.training.parallel import with_places
 from didr_jax.training.startup import is_first_process, on_first
+from didr_jax.training.workdir import CORRUPT
 from didr_jax.types import InputError, PyTree, Weights
+from didr_jax.whole_files import probe
 
 _REMEDY = "--mode=train goes on from an older save and makes it again"
 STATE = "state"  # the item that holds what only training needs
@@ -170,10 +172,7 @@ class Checkpoints:
     def _probe(self, need: int) -> None:
         """Raises OSError where orbax would only find out, minutes later, in one of its threads."""
         if is_first_process():
-            probe = os.path.join(self.directory, ".probe")
-            with open(probe, "wb") as file:
-                file.write(bytes(2**16))
-            os.remove(probe)
+            probe(os.path.join(self.directory, ".probe"))
             if shutil.disk_usage(self.directory).free < need:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -310,12 +309,12 @@ class Checkpoints:
     def _set_aside(self, step: int) -> str:
         """Moves a save out of the way, keeping it; returns where to."""
         stage = os.path.basename(self.directory)
-        target = os.path.join(os.path.dirname(self.directory), "corrupt", f"{stage}-{step}-{int(time.time())}")
+        target = os.path.join(os.path.dirname(self.directory), CORRUPT, f"{stage}-{step}-{time.time_ns()}")
         if is_first_process():
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.replace(os.path.join(self.directory, str(step)), target)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(target)
+            multihost_utils.sync_global_devices(f"{stage}-{step} is set aside")  # the same words, whatever the clocks say
         self._manager.reload()
         return target
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from didr_jax.exits import CannotSave
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.digests import describe
-from didr_jax.training.exits import CannotSave
 from didr_jax.training.optim import begun_again
 from didr_jax.training.run import Run
 from didr_jax.training.stages import Stage
