@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -134,7 +134,7 @@ def _load(path: str):
 def _run(_argv: list[str]) -> None:
     config, workdir, mode = _CONFIG.value, _WORKDIR.value or "", _MODE.value
     logging.set_verbosity(logging.WARNING)  # orbax narrates every save
-    try:
+    with _ending():
         start(config, alone=mode == "compile")
         validate(config)
         if mode == "compile":
@@ -155,6 +155,13 @@ def _run(_argv: list[str]) -> None:
             redraw = Rewriting(workdir, log.say) if is_first_process() else None
             _work(recipe, Run(config, workdir, mesh, log, record, redraw), mode)
         leave()
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    """Every way to end before the work is done, as one line and its code; what nobody expects keeps its traceback."""
+    try:
+        yield
     except InputError as error:
         _refuse(error)
     except RunStopped as stopped:

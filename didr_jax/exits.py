@@ -87,15 +87,15 @@ class StopRequest:
     @contextlib.contextmanager
     def at_once(self, doing: str) -> Iterator[None]:
         """While open, a request ends what is being done, named in a word or two; raises Preempted."""
+        before, self._at_once = self._at_once, True
         try:
-            self._at_once = True
             self._end_if_asked()
             yield
             self._end_if_asked()  # some callbacks of Python swallow what is raised in them
         except _Asked:
             raise Preempted(f"was asked to stop while {doing}; the same command does the rest") from None
         finally:
-            self._at_once = False
+            self._at_once = before
 
     def _end_if_asked(self) -> None:
         if self._asked:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from typing import IO
@@ -50,7 +51,7 @@ def whole_file(path: str | os.PathLike, binary: bool = False, newline: str | Non
       CannotSave: it could not be written; what stood there before still does.
     """
     path = os.fspath(path)
-    temporary = f"{path}.tmp"
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"  # another process may be writing it too
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with open(temporary, "wb") if binary else open(temporary, "w", encoding="utf-8", newline=newline) as file:

@@ -43,15 +43,18 @@ def fill(disk) -> None:
 
 @contextlib.contextmanager
 def read_only(path):
-    """A folder that nobody can write to, root neither: a mount of it upon itself."""
-    for options in (["--bind", str(path)], ["-o", "remount,bind,ro"]):
-        mounted = subprocess.run(["mount", *options, str(path)], capture_output=True, text=True)
-        if mounted.returncode:
-            pytest.skip(f"cannot mount here: {mounted.stderr.strip()}")
-    try:
+    """A folder that nobody can write to from now on, root neither: a mount of itself upon itself."""
+    other = path.with_name(f"{path.name}.read-only")
+    other.mkdir()
+    steps = (["--bind", str(path), str(other)], ["-o", "remount,bind,ro", str(other)], ["--bind", str(other), str(path)])
+    with contextlib.ExitStack() as mounted:
+        for step in steps:  # made read-only elsewhere, so that nothing is open for writing
+            done = subprocess.run(["mount", *step], capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"cannot mount here: {done.stderr.strip()}")
+            if "--bind" in step:
+                mounted.callback(subprocess.run, ["umount", "-l", step[-1]], check=True)
         yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 @contextlib.contextmanager

@@ -124,6 +124,7 @@ def keep(run: Run) -> None:
             shutil.copytree(os.path.join(origin.workdir, "checkpoints", name, str(step)), f"{target}.copying")
             os.replace(f"{target}.copying", target)
         except OSError as error:
+            shutil.rmtree(f"{target}.copying", ignore_errors=True)
             raise CannotSave(
                 f"could not copy stage {name} of {origin.workdir} to {target} ({error}); make room and start again"
             ) from error

@@ -173,6 +173,15 @@ def test_an_old_file_stands_until_the_new_one_is_whole(tmp_path):
     assert json.loads(path.read_text()) == {"old": 1} and os.listdir(tmp_path) == ["a.json"]
 
 
+def test_two_who_write_one_file_at_once_each_write_a_whole_one(tmp_path):
+    """As --mode=eval does beside a run that is still going: the last to finish stands."""
+    with whole_file(tmp_path / "report.html") as first:
+        first.write("first")
+        write_json(tmp_path / "report.html", "second")
+        assert (tmp_path / "report.html").read_text() == '"second"'
+    assert (tmp_path / "report.html").read_text() == "first" and os.listdir(tmp_path) == ["report.html"]
+
+
 def test_a_lock_that_is_a_link_does_not_touch_what_it_points_to(tmp_path):
     from didr_jax.types import InputError
 
