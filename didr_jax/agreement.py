@@ -1,4 +1,4 @@
-"""What one process of a run refuses, all of them refuse: none waits for another that has gone."""
+"""What the processes of a run tell each other: what one refuses, all refuse, so that none waits for another that has gone."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -22,13 +22,26 @@ def agreed(work: Callable[[], T]) -> T:
     if jax.process_count() == 1:
         return work()
     done: list[T] = []
-    told = np.zeros(MOST, np.uint8)
+    told = ""
     try:
         done.append(work())
     except InputError as error:
-        message = (str(error) or "refused").encode()[:MOST]
-        told[: len(message)] = np.frombuffer(message, np.uint8)
-    for each in np.asarray(multihost_utils.process_allgather(told)):
+        told = str(error) or "refused"
+    for each in np.asarray(multihost_utils.process_allgather(_as_bytes(told))):
         if each[0]:
-            raise InputError(each.tobytes().rstrip(b"\0").decode(errors="replace"))
+            raise InputError(_as_text(each))
     return done[0]
+
+
+def told_by_first(text: str) -> str:
+    """What process 0 says, in every process."""
+    return text if jax.process_count() == 1 else _as_text(multihost_utils.broadcast_one_to_all(_as_bytes(text)))
+
+
+def _as_bytes(text: str) -> np.ndarray:
+    found = np.frombuffer(text.encode()[:MOST], np.uint8)
+    return np.pad(found, (0, MOST - len(found)))
+
+
+def _as_text(raw: np.ndarray) -> str:
+    return np.asarray(raw, np.uint8).tobytes().rstrip(b"\0").decode(errors="replace")

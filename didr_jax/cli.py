@@ -11,6 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from didr_jax import recipes, saved_config
+from didr_jax.agreement import told_by_first
 from didr_jax.checks import nearest
 from didr_jax.config import flatten
 from didr_jax.exits import CannotSave, RunStopped, StopRequest
@@ -20,7 +21,7 @@ from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
 from didr_jax.reporting.page import Rewriting
 from didr_jax.training import origin
-from didr_jax.training.claims import Claim, compare
+from didr_jax.training.claims import RUN, Claim, compare
 from didr_jax.training.loop import train
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import make_mesh
@@ -133,7 +134,7 @@ def _load(path: str):
 
 def _run(_argv: list[str]) -> None:
     config, workdir, mode = _CONFIG.value, _WORKDIR.value or "", _MODE.value
-    logging.set_verbosity(logging.WARNING)  # orbax narrates every save
+    logging.set_verbosity(logging.FATAL)  # orbax narrates every save, and what it raises as well
     with _ending():
         start(config, alone=mode == "compile")
         validate(config)
@@ -152,8 +153,9 @@ def _run(_argv: list[str]) -> None:
             for line in claims[0].news() if claims else ():
                 log.say(line)
             record = claims[0].record if claims else _nothing
+            name = told_by_first(claims[0].about[RUN] if claims else "")
             redraw = Rewriting(workdir, log.say) if is_first_process() else None
-            _work(recipe, Run(config, workdir, mesh, log, record, redraw), mode)
+            _work(recipe, Run(config, workdir, mesh, log, record, redraw, name), mode)
         leave()
 
 

@@ -113,6 +113,20 @@ def test_a_disk_that_is_full_from_the_first_ends_with_74_and_one_line(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_disk_that_fills_up_in_mid_run_ends_with_74_and_one_line(tmp_path):
+    with small_disk(tmp_path / "disk", "8m") as disk:
+        process = subprocess.Popen(
+            command(disk / "run", "--config.pretrain.steps=1000000", "--config.checkpoint.every=5"),
+            cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while "20/1000000" not in process.stdout.readline():
+            pass
+        fill(disk)
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 74 and told.count("\n") == 1 and "could not write" in told, told
+
+
+@pytest.mark.slow
 def test_a_report_that_does_not_fit_ends_with_74_and_leaves_the_old_one(trained, tmp_path):
     with small_disk(tmp_path / "disk", "8m") as disk:
         subprocess.run(["cp", "-r", str(trained), str(disk / "run")], check=True)

@@ -54,8 +54,9 @@ def train_tiny(workdir, config, recipe=None, allowed=()) -> dict:
     import numpy as np
 
     from didr_jax import recipes
+    from didr_jax.agreement import told_by_first
     from didr_jax.training import origin
-    from didr_jax.training.claims import compare
+    from didr_jax.training.claims import RUN, compare
     from didr_jax.training.loop import train
     from didr_jax.training.metrics import RunLog
     from didr_jax.training.parallel import make_mesh, path_of, to_host
@@ -77,9 +78,10 @@ def train_tiny(workdir, config, recipe=None, allowed=()) -> dict:
 
     on_first(claim)
     record = claims[0].record if claims else lambda stage, step: []
+    name = told_by_first(claims[0].about[RUN] if claims else "")
     log = RunLog(str(workdir), config.log)
     try:
-        run = Run(config, str(workdir), mesh, log, record)
+        run = Run(config, str(workdir), mesh, log, record, name=name)
         with jax.set_mesh(mesh):
             products = to_host({stage: run.load(left) for stage, left in train(recipe, run).items()})
     finally:

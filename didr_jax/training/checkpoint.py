@@ -38,6 +38,7 @@ from didr_jax.whole_files import probe
 _REMEDY = "--mode=train goes on from an older save and makes it again"
 STATE = "state"  # the item that holds what only training needs
 FORMAT = 2  # of saves; 1 had the products inside the state
+BINDING = ("stage", "run")  # of what a save says of its origin: with its step, what it must have been saved for
 
 
 def _line(error: Exception) -> str:
@@ -47,7 +48,7 @@ def _line(error: Exception) -> str:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     try:
         yield
     finally:
@@ -74,7 +75,7 @@ class Checkpoints:
     Args:
       directory: made if missing.
       section: the policy, `config.checkpoint`.
-      about: what every save says of its origin, as JSON holds it.
+      about: what every save says of its origin, as JSON holds it; by `BINDING` it is held against it.
       say: prints a line for the user.
       largest: a figure besides `section.best`, the save with the largest value of which is kept too; empty: none.
       read_only: nothing is made, removed or saved, whoever else trains here.
@@ -277,8 +278,9 @@ class Checkpoints:
         items, problem = None, None
         try:
             meta = self._meta(step)
-            if meta["step"] != step:
-                raise ValueError(f"it is the save of step {meta['step']}")
+            for name, wanted in {"step": step, **{name: self._about[name] for name in BINDING if name in self._about}}.items():
+                if name in meta and meta[name] != wanted:
+                    raise ValueError(f"it is the save of {name} {meta[name]}")
             flat = lambda tables: {f"{name}: {path}": text for name, table in tables.items() for path, text in table.items()}
             wanted = flat({name: describe(tree) for name, tree in shapes.items()})
             found = flat({name: table for name, table in meta["leaves"].items() if whole or name in shapes})

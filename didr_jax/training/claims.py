@@ -9,6 +9,7 @@ binds once something is saved: a run that is refused or killed before leaves not
 """
 
 import dataclasses
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,9 @@ UPDATES: dict[str, Callable[[Any], int]] = {
 }
 
 
+RUN = "run"  # in what config.json says of itself: a name that no other run has, which is in its saves too
+
+
 class Change(NamedTuple):
     """A key of the config with its value when the workdir was last written to, and now."""
 
@@ -46,7 +50,7 @@ class Claim:
       workdir: its path.
       changes: what will be recorded.
       lacking: keys that the workdir's config.json does not have, as an older version wrote it.
-      about: what config.json says of itself; its `history` has the earlier changes.
+      about: what config.json says of itself; its `history` has the earlier changes, `RUN` the run's name.
       aside: the folder into which was put what an earlier start logged and did not save; empty: there was nothing.
       start: how this run was begun, as `report.html` tells it: its `program`, its `flags`, the `modes` that it has; None: what
         an earlier start said stays.
@@ -115,7 +119,7 @@ def compare(
     then = flatten(redacted(raw))
     _require_known(allowed, now.keys() | then.keys())
     if found is None or not has_saves(workdir):
-        return Claim(config, workdir)
+        return Claim(config, workdir, about={RUN: secrets.token_hex(8)})
     since = {key: value for key, value in defaults(raw).items() if key in now and key not in then}
     then |= since
     changes = [Change(key, then.get(key), now.get(key)) for key in sorted(now.keys() | then.keys())]
@@ -135,7 +139,8 @@ def compare(
         remedy = "the values that it was trained with" if reading else others
         raise InputError(f"--workdir={workdir} was trained with another config: {'; '.join(blocking)}. Use {remedy}")
     _require_effect([c for c in changes if c.key not in steps], config, workdir)
-    return Claim(config, workdir, changes, sorted(since), found[1])
+    about = {RUN: secrets.token_hex(8), **found[1]}  # an older version gave none
+    return Claim(config, workdir, changes, sorted(since), about)
 
 
 def _within(key: str, names: Iterable[str]) -> bool:

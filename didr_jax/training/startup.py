@@ -5,9 +5,8 @@ from collections.abc import Callable
 
 import jax
 import jaxlib
-import numpy as np
-from jax.experimental import multihost_utils
 
+from didr_jax.agreement import told_by_first
 from didr_jax.exits import CannotSave
 from didr_jax.types import InputError
 
@@ -97,17 +96,12 @@ def is_first_process() -> bool:
 
 def on_first(check: Callable[[], None]) -> None:
     """Runs `check` in process 0; an InputError or a CannotSave there is raised in every process."""
-    kinds, message = (InputError, CannotSave), b""
+    kinds, message = (InputError, CannotSave), ""
     if is_first_process():
         try:
             check()
         except kinds as error:
             kind = next(i for i, kind in enumerate(kinds) if isinstance(error, kind))
-            message = f"{kind}{error}".encode()
-    if jax.process_count() > 1:
-        buffer = np.zeros(4096, np.uint8)
-        buffer[: min(len(message), 4096)] = np.frombuffer(message[:4096], np.uint8)
-        message = multihost_utils.broadcast_one_to_all(buffer).tobytes().rstrip(b"\0")
-    if message:
-        text = message.decode(errors="replace")
-        raise kinds[int(text[0])](text[1:])
+            message = f"{kind}{error}"
+    if message := told_by_first(message):
+        raise kinds[int(message[0])](message[1:])

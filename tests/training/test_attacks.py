@@ -100,12 +100,19 @@ def at(monkeypatch, wanted, act):
 
 
 def test_a_disk_that_becomes_read_only_ends_with_74_and_the_run_goes_on_later(monkeypatch, tmp_path, want, capsys):
+    (workdir := tmp_path / "run").mkdir()
+
+    def remount():
+        while not (workdir / "checkpoints" / "pretrain" / "10").exists():  # the save before is complete
+            time.sleep(0.01)
+        mounted.enter_context(read_only(workdir))
+
     with contextlib.ExitStack() as mounted, monkeypatch.context() as patch:
-        at(patch, 15, lambda: mounted.enter_context(read_only(tmp_path)))
+        at(patch, 15, remount)
         with pytest.raises(CannotSave, match="Read-only file system.*last good one is of step 10") as stopped:
-            train(tmp_path)
+            train(workdir)
         assert stopped.value.code == 74 and "\n" not in str(stopped.value)
-    goes_on(tmp_path, want, 10, capsys)
+    goes_on(workdir, want, 10, capsys)
 
 
 def test_a_disk_that_is_full_exactly_at_the_metrics_ends_with_74(monkeypatch, tmp_path, want, capsys):

@@ -70,6 +70,22 @@ def test_what_it_logged_does_not_mix_with_the_next_ones(tmp_path):
     assert claim.news() == [f"begins anew: what an earlier start logged and did not save is in {aside}"]
 
 
+def test_a_run_has_a_name_of_its_own_and_keeps_it(tmp_path):
+    names = set()
+    for workdir in (tmp_path / "a", tmp_path / "b"):
+        workdir.mkdir()
+        claim(workdir, tiny())
+        names.add(saved(workdir)["didr_jax"]["run"])
+        claim(workdir, tiny(seed=1), allowed=("seed",))
+        names.add(saved(workdir)["didr_jax"]["run"])
+    assert len(names) == 2
+    raw = saved(workdir)
+    del raw["didr_jax"]["run"]  # as an older version left it
+    (workdir / "config.json").write_text(json.dumps(raw))
+    claim(workdir, tiny(seed=1))
+    assert saved(workdir)["didr_jax"]["run"] not in names
+
+
 def test_the_same_config_is_welcome_again(tmp_path):
     claim(tmp_path, tiny())
     before = (tmp_path / "config.json").read_bytes()
@@ -171,7 +187,8 @@ def test_what_is_changed_on_purpose_is_recorded_with_its_step_and_both_values(tm
     changed = tiny(pretrain__optimizer__lr=0.5, seed=1, log__every=9)
     (first, second) = claim(tmp_path, changed, allowed=("pretrain.optimizer", "seed"), step=10)
     assert first == "config.pretrain.optimizer.lr = 0.5 from step 10 of pretrain on (0.001 before)"
-    assert saved(tmp_path)["didr_jax"] == {
+    about = saved(tmp_path)["didr_jax"]
+    assert len(about.pop("run")) == 16 and about == {
         "layout": LAYOUT,
         "history": [
             {"stage": "pretrain", "step": 10, "key": "pretrain.optimizer.lr", "then": 0.001, "now": 0.5},
