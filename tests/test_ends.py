@@ -53,6 +53,16 @@ def run(workdir, *more, **streams):
     return subprocess.run(command(workdir, *more), cwd=REPO, text=True, timeout=900, **streams)
 
 
+def until(process, text) -> str:
+    """What a process says up to the line with this text."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if text in line:
+            return said
+    raise AssertionError(f"it ended before: {said}{process.stderr.read()}")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A whole run whose screen is a full disk."""
@@ -75,7 +85,7 @@ def test_an_evaluation_that_is_asked_to_stop_ends_at_once_with_75_and_leaves_wha
     process = subprocess.Popen(
         command(trained, "--mode=eval", "--step=latest"), cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert "align  at step 5 of 5" in process.stdout.readline()
+    until(process, "align  at step 5 of 5")
     process.send_signal(number)
     _, told = process.communicate(timeout=300)
     assert process.returncode == 75, told
@@ -91,9 +101,7 @@ def test_a_run_that_was_killed_before_its_first_save_gives_way_to_another(tmp_pa
             command(tmp_path, "--config.pretrain.steps=1000000", "--config.checkpoint.every=1000000", f"--config.seed={seed}"),
             cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        said = ""
-        while "15/1000000" not in said:
-            said += process.stdout.readline()
+        said = until(process, "15/1000000")
         process.send_signal(number)
         _, told = process.communicate(timeout=300)
     assert (
@@ -119,8 +127,7 @@ def test_a_disk_that_fills_up_in_mid_run_ends_with_74_and_one_line(tmp_path):
             command(disk / "run", "--config.pretrain.steps=1000000", "--config.checkpoint.every=5"),
             cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        while "20/1000000" not in process.stdout.readline():
-            pass
+        until(process, "20/1000000")
         fill(disk)
         _, told = process.communicate(timeout=300)
         assert process.returncode == 74 and told.count("\n") == 1 and "could not write" in told, told
