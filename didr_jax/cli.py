@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,16 +11,17 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from didr_jax import recipes, saved_config
+from didr_jax.agreement import told_by_first
 from didr_jax.checks import nearest
 from didr_jax.config import flatten
+from didr_jax.exits import CannotSave, RunStopped, StopRequest
 from didr_jax.named_configs import SAVED, named_configs, with_paths
 from didr_jax.planning.plan import main_stage, make_plan
 from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
 from didr_jax.reporting.page import Rewriting
 from didr_jax.training import origin
-from didr_jax.training.claims import Claim, compare
-from didr_jax.training.exits import RunStopped
+from didr_jax.training.claims import RUN, Claim, compare
 from didr_jax.training.loop import train
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import make_mesh
@@ -28,8 +29,9 @@ from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Run, check_step, saved_products
 from didr_jax.training.startup import is_first_process, leave, on_first, start
 from didr_jax.training.validate import validate
-from didr_jax.training.workdir import lock, make_workdir
+from didr_jax.training.workdir import begin_anew, has_saves, lock, make_workdir
 from didr_jax.types import InputError
+from didr_jax.whole_files import of_the_disk
 
 MODES = ("train", "sample", "eval", "export", "score", "tac", "compile")
 MODES_OF = {"step": ("sample", "eval", "export"), "allow_change": ("train",)}  # flags of some modes only
@@ -55,12 +57,12 @@ _ALLOW = flags.DEFINE_list(
 
 def _work(recipe: Recipe, run: Run, mode: str) -> None:
     """Trains and then evaluates, or does one of the recipe's other modes, in every process."""
-    if mode == "train":
-        products, mode = train(recipe, run), "eval"
-    else:
-        products = {} if mode in recipe.alone else saved_products(run, _STEP.value)
-    with jax.set_mesh(run.mesh):
-        recipe.modes[mode](products, run)
+    with StopRequest() as stop:
+        products, mode = (train(recipe, run, stop), "eval") if mode == "train" else (None, mode)
+        with jax.set_mesh(run.mesh), stop.at_once(f"doing --mode={mode}"):
+            if products is None:
+                products = {} if mode in recipe.alone else saved_products(run, _STEP.value)
+            recipe.modes[mode](products, run)
 
 
 def _compile(config) -> None:
@@ -132,8 +134,8 @@ def _load(path: str):
 
 def _run(_argv: list[str]) -> None:
     config, workdir, mode = _CONFIG.value, _WORKDIR.value or "", _MODE.value
-    logging.set_verbosity(logging.WARNING)  # orbax narrates every save
-    try:
+    logging.set_verbosity(logging.FATAL)  # orbax narrates every save, and what it raises as well
+    with _ending():
         start(config, alone=mode == "compile")
         validate(config)
         if mode == "compile":
@@ -151,17 +153,32 @@ def _run(_argv: list[str]) -> None:
             for line in claims[0].news() if claims else ():
                 log.say(line)
             record = claims[0].record if claims else _nothing
+            name = told_by_first(claims[0].about[RUN] if claims else "")
             redraw = Rewriting(workdir, log.say) if is_first_process() else None
-            _work(recipe, Run(config, workdir, mesh, log, record, redraw), mode)
+            _work(recipe, Run(config, workdir, mesh, log, record, redraw, name), mode)
         leave()
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    """Every way to end before the work is done, as one line and its code; what nobody expects keeps its traceback."""
+    try:
+        yield
     except InputError as error:
         _refuse(error)
     except RunStopped as stopped:
         if is_first_process() or not stopped.everywhere:
-            print(f"didr_jax: {stopped}", file=sys.stderr)
+            _tell(stopped)
         if stopped.everywhere:
             leave()
         sys.exit(stopped.code)
+    except Exception as error:
+        if not of_the_disk(error):
+            raise
+        _tell(f"could not write ({' '.join(str(error).split())[:300]}); make room and start again")
+        sys.exit(CannotSave.code)
+    finally:
+        _let_go_of_screen()
 
 
 def _compare(recipe: Recipe, config, workdir: str, mode: str, held: contextlib.ExitStack) -> list[Claim]:
@@ -178,6 +195,8 @@ def _compare(recipe: Recipe, config, workdir: str, mode: str, held: contextlib.E
     reading, defaults = mode != "train", saved_config.defaults
     claim = compare(config, workdir, recipe.free, allowed=_ALLOW.value, defaults=defaults, reading=reading)
     claim.start = _start(recipe)
+    if mode == "train" and not has_saves(workdir):
+        claim.aside = begin_anew(workdir)
     return [claim]
 
 
@@ -203,8 +222,22 @@ def check(recipe: Recipe, config, mode: str) -> None:
 
 
 def _refuse(error: InputError) -> None:
-    print(f"didr_jax: {error}", file=sys.stderr)
+    _tell(error)
     sys.exit(2)
+
+
+def _tell(message: object) -> None:
+    with contextlib.suppress(OSError):  # the code tells as well
+        print(f"didr_jax: {message}", file=sys.stderr)
+
+
+def _let_go_of_screen() -> None:
+    """Forgets what a closed pipe or a full disk has not taken: Python would end with code 120 for it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def main() -> None:

@@ -87,6 +87,7 @@ def base() -> ml_collections.ConfigDict:
         align=game(steps=500, lr=1e-4),
         log=_section(
             every=50,  # steps between lines of metrics.jsonl and of the screen
+            quiet=False,  # of figures, one line a minute on the screen; metrics.jsonl has all
             tensorboard=False,  # write TensorBoard event files beside metrics.jsonl
             service="",  # send the figures to a tracking service as well: wandb | trackio
             project="didr_jax",  # the service's name for a group of runs

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 
 import jax
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 from tiny_runs import tiny, train_tiny
 
+from didr_jax.exits import CannotSave
 from didr_jax.training import checkpoint
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.digests import digests
-from didr_jax.training.exits import CannotSave
 from didr_jax.types import InputError
 
 
@@ -132,7 +133,27 @@ def lose_meta(save):
     shutil.rmtree(save / "meta")
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, lose, lose_meta])
+def told_otherwise(pattern, instead):
+    """A save that says it is of something else: one that was copied from there."""
+
+    def damage(save):
+        path = save / "meta" / "metadata"
+        text, n = re.subn(pattern, instead, path.read_text())
+        assert n == 1
+        path.write_text(text)
+
+    return damage
+
+
+of_another_step = told_otherwise('"step": 20', '"step": 15')
+of_another_stage = told_otherwise('"stage": "pretrain"', '"stage": "distill"')
+of_another_run = told_otherwise('"run": "[0-9a-f]{16}"', '"run": "0123456789abcdef"')
+
+
+@pytest.mark.parametrize(
+    "damage", [truncate, flip, lose, lose_meta, of_another_step, of_another_stage, of_another_run],
+    ids=["truncate", "flip", "lose", "lose_meta", "step", "stage", "run"],
+)  # fmt: skip
 def test_a_damaged_save_is_named_and_the_one_before_it_used(damage, trained, tmp_path, capsys):
     workdir, products = trained
     shutil.copytree(workdir, tmp_path / "run")

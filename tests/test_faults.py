@@ -1,6 +1,5 @@
 """What happens when something goes wrong: every way out is clear, and nothing trained is lost."""
 
-import contextlib
 import json
 import os
 import signal
@@ -12,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from limits import fill, small_disk
 from tiny_runs import REPO, tiny, train_tiny
 
 from didr_jax import closed_form
 from didr_jax.builders import make_schedule
+from didr_jax.exits import CannotSave, NotFinite, Preempted
 from didr_jax.objectives import OBJECTIVES
-from didr_jax.training.exits import CannotSave, NotFinite, Preempted
 from didr_jax.training.metrics import RunLog, read_metrics
 from didr_jax.training.parallel import made
 from didr_jax.training.recipe import Recipe
@@ -141,34 +141,15 @@ def test_bad_parts_come_in_causal_order():
 # ------------------------------------------------------------------------------------------- disks
 
 
-@contextlib.contextmanager
-def small_disk(path, size: str):
-    """A file system of its own, in memory."""
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
-
-
 def test_a_disk_that_fills_up_keeps_the_last_good_save(monkeypatch, tmp_path, uninterrupted):
     with small_disk(tmp_path / "disk", "4m") as disk:
-        filler, workdir = disk / "filler", disk / "run"
-
-        def fill():
-            with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
-                while True:
-                    file.write(bytes(4096))
-
+        workdir = disk / "run"
         with monkeypatch.context() as patch:
-            at_step(patch, 15, fill)
+            at_step(patch, 15, lambda: fill(disk))
             with pytest.raises(CannotSave) as stopped:
                 train_tiny(workdir, tiny(**ONE))
         assert stopped.value.code == 74 and "\n" not in str(stopped.value)
-        filler.unlink()
+        (disk / "filler").unlink()
         equal(train_tiny(workdir, tiny(**ONE)), uninterrupted)
 
 

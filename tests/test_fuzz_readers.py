@@ -3,8 +3,10 @@
 No traceback, no hang, nothing written.  Seeds are fixed; the slow suite tries a thousand of each.
 """
 
+import contextlib
 import json
 import os
+import shutil
 import warnings
 
 import jax
@@ -13,6 +15,7 @@ import pytest
 from fuzz import damaged_bytes, damaged_json, no_hang, unlogged, writes
 from PIL import Image
 from safetensors import safe_open
+from test_cache_builds import Build, stop
 from tiny_runs import tiny
 
 from didr_jax.evaluation.statistics import Statistics, read_statistics, write_statistics
@@ -22,6 +25,7 @@ from didr_jax.models.unet_config import UNetConfig
 from didr_jax.models.vae import AutoencoderKL, VAEConfig
 from didr_jax.models.zimage_config import ZImageConfig
 from didr_jax.rewards.scoring import read_pairs
+from didr_jax.text.leftovers import JOURNAL
 from didr_jax.text.prompts import read_prompts
 from didr_jax.text.tokens import bert_tokenizer, clip_tokenizer
 from didr_jax.training.metrics import read_metrics
@@ -175,6 +179,29 @@ def statistics_of(folder):
     return bytes_case(folder, "s.npz", read_statistics)
 
 
+def cache_of(name, stop=lambda: None):
+    """A file of the text cache, of an entry or of a build that was stopped: whatever stands in it, the embeddings are right."""
+
+    def case(folder):
+        left, want = Build(folder / "left"), Build(folder / "whole")()
+        with contextlib.suppress(KeyboardInterrupt):
+            left.until(9, stop)
+        (file,) = left.folder.glob(f"*/{name}")
+
+        def read(path):
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            shutil.copytree(left.folder, folder / "cache")
+            shutil.copy(path, folder / "cache" / file.relative_to(left.folder))
+            jax.tree.map(np.testing.assert_array_equal, Build(folder / "cache")(), want)
+
+        if name != JOURNAL:
+            return json_case(json.loads(file.read_text()), "damaged", read)
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        return "damaged", lambda rng: b"\n".join(damaged_json(line, rng) for line in lines) + b"\n", read
+
+    return case
+
+
 VAE = {
     "_class_name": "AutoencoderKL", "block_out_channels": [8, 8], "down_block_types": ["DownEncoderBlock2D"] * 2,
     "up_block_types": ["UpDecoderBlock2D"] * 2, "latent_channels": 4, "norm_num_groups": 4, "scaling_factor": 0.13025,
@@ -227,12 +254,17 @@ CASES = {
     "tokenizer.config": tokenizer_config_of,
     "tokenizer.bert": bert_tokenizer_of,
     "statistics": statistics_of,
+    "cache.entry": cache_of("entry.json"),
+    "cache.progress": cache_of(JOURNAL, stop),
     "config.vae": architecture_of(VAEConfig, VAE),
     "config.unet": architecture_of(UNetConfig, UNET),
     "config.zimage": architecture_of(ZImageConfig, ZIMAGE),
     "config.qwen": architecture_of(Qwen3Config, QWEN),
     "config.clip": clip_config_of,
 }
+
+
+MENDED = ("metrics", "cache.entry", "cache.progress")  # what is damaged is left out, or made again
 
 
 def attack(case: str, folder, count: int, seed: int = 0) -> dict[str, int]:
@@ -258,7 +290,7 @@ def attack(case: str, folder, count: int, seed: int = 0) -> dict[str, int]:
 @pytest.mark.parametrize("case", CASES)
 def test_a_damaged_file_is_read_or_refused_in_one_line(case, tmp_path):
     told = attack(case, tmp_path, 12)
-    assert told["refused"] or case in ("metrics", "prompts.p.txt", "image.ppm", "image.bmp"), told
+    assert told["refused"] or case in (*MENDED, "prompts.p.txt", "image.ppm", "image.bmp"), told
 
 
 @pytest.mark.slow
@@ -267,7 +299,7 @@ def test_a_thousand_damaged_files_are_read_or_refused_in_one_line(case, tmp_path
     told = attack(case, tmp_path, 1000, seed=1)
     with capsys.disabled():
         print(f"\n{case}: {told}")
-    assert told["refused"] > 0 or case == "metrics"
+    assert told["refused"] > 0 or case in MENDED
 
 
 def agreement(folder, count: int, seed: int) -> int:

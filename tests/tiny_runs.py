@@ -45,6 +45,7 @@ def claim_workdir(config, workdir, free=(), start=None):
     claim = compare(config, workdir, free)
     claim.start = start
     claim.record("pretrain", 0)
+    os.makedirs(os.path.join(workdir, "checkpoints", "corrupt", "one"), exist_ok=True)  # something to lose: the config binds
 
 
 def train_tiny(workdir, config, recipe=None, allowed=()) -> dict:
@@ -53,8 +54,9 @@ def train_tiny(workdir, config, recipe=None, allowed=()) -> dict:
     import numpy as np
 
     from didr_jax import recipes
+    from didr_jax.agreement import told_by_first
     from didr_jax.training import origin
-    from didr_jax.training.claims import compare
+    from didr_jax.training.claims import RUN, compare
     from didr_jax.training.loop import train
     from didr_jax.training.metrics import RunLog
     from didr_jax.training.parallel import make_mesh, path_of, to_host
@@ -76,9 +78,10 @@ def train_tiny(workdir, config, recipe=None, allowed=()) -> dict:
 
     on_first(claim)
     record = claims[0].record if claims else lambda stage, step: []
+    name = told_by_first(claims[0].about[RUN] if claims else "")
     log = RunLog(str(workdir), config.log)
     try:
-        run = Run(config, str(workdir), mesh, log, record)
+        run = Run(config, str(workdir), mesh, log, record, name=name)
         with jax.set_mesh(mesh):
             products = to_host({stage: run.load(left) for stage, left in train(recipe, run).items()})
     finally:
@@ -125,8 +128,8 @@ def said(workdir, process=0) -> str:
 
 def _main() -> None:
     request = json.loads(sys.argv[1])
+    from didr_jax.exits import RunStopped
     from didr_jax.training import startup
-    from didr_jax.training.exits import RunStopped
 
     config = tiny(**request["set"])
     startup.start(config)

@@ -17,6 +17,7 @@ import numpy as np
 from didr_jax.evaluation.moments import Moments
 from didr_jax.evaluation.protocols import Protocol
 from didr_jax.types import InputError
+from didr_jax.whole_files import whole_file
 
 GAUSSIAN = (("mu", "sigma"), ("ref_mu", "ref_sigma"))
 FEATURES = ("features", "feats", "X")
@@ -137,9 +138,6 @@ def write_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
 
 
 def write_npz(path: Path, arrays: dict) -> None:
-    """`numpy.savez` under a temporary name, renamed when whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    """`numpy.savez`, whole or not at all; raises CannotSave."""
+    with whole_file(path, binary=True) as file:
         np.savez(file, **arrays)
-    os.replace(partial, path)

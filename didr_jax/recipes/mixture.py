@@ -31,8 +31,8 @@ from didr_jax.training.run import Products, Run
 from didr_jax.training.stages import Stage, fit_stage, game_stage
 from didr_jax.training.startup import is_first_process
 from didr_jax.training.step import Networks
-from didr_jax.training.workdir import whole_file
 from didr_jax.types import Weights
+from didr_jax.whole_files import whole_file
 
 
 class Mixture(Recipe):

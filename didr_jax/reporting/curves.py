@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from didr_jax.training.evaluation import PREFIX
 from didr_jax.training.hacking import MARK
 from didr_jax.training.metrics import read_metrics
-from didr_jax.training.workdir import whole_file
+from didr_jax.whole_files import whole_file
 
 # What the log says besides figures of the training itself.
 UNDRAWN = ("stage", "step", "images_seen", "images_per_second", "utilisation", "seconds", "skipped")

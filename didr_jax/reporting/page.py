@@ -18,7 +18,7 @@ from didr_jax.reporting.contents import Contents, read_workdir
 from didr_jax.reporting.data_uri import data_uri
 from didr_jax.reporting.pairs import FIRST, Pairs
 from didr_jax.reporting.verdict import direction, standard_errors
-from didr_jax.training.workdir import whole_file
+from didr_jax.whole_files import whole_file
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "template")
 PICTURES = {  # of the workdir, with what they show

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from didr_jax.training.workdir import whole_file
+from didr_jax.whole_files import whole_file
 
 FIRST, EXTREME = 24, 12  # pairs that are kept as they come; those of the largest gains, and of the largest losses
 SIDE = 512  # pixels of the longer side above which kept pictures are made smaller

@@ -16,6 +16,7 @@ from didr_jax.paths import lies_in
 from didr_jax.rewards.base import RewardModel
 from didr_jax.text.prompts import COLUMNS, TABLES, plain, read_rows
 from didr_jax.types import InputError
+from didr_jax.whole_files import whole_file
 
 # Names under which a row of the prompt file may call its image and its prompt, best first.
 IMAGE_FIELDS = ("image", "file_name", "file", "path", "filename")
@@ -157,9 +158,8 @@ def _batches(images: Sequence[str | os.PathLike | bytes], batch_size: int) -> It
 
 
 def _write(path: Path, rows: Sequence[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, list(rows[0]))
+    with whole_file(path, newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
 

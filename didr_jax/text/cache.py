@@ -2,25 +2,31 @@
 
 An entry (`text.entry`) is a folder `CACHE/KEY/` with one `.npy` per array, first axis the prompts.  KEY is a digest of
 everything the values depend on, and the entry has digests of the values: what is not what was written is computed
-again.  Other runs and users may share it.
+again.  A build that is interrupted goes on where it was.  Other runs and users may share the cache.
 """
 
 import contextlib
+import errno
 import hashlib
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from didr_jax.exits import CannotSave
 from didr_jax.finite import all_finite
 from didr_jax.models.rows import alone
 from didr_jax.text.encoder import TextEncoder
-from didr_jax.text.entry import Arrays, Damaged, Writer, open_entry, publish
-from didr_jax.text.leftovers import partial, remove_leftovers, set_aside
+from didr_jax.text.entry import Arrays, Damaged, open_entry
+from didr_jax.text.leftovers import building, remove_leftovers, set_aside
+from didr_jax.text.writer import Writer, publish
 from didr_jax.types import InputError
+from didr_jax.whole_files import DISK, cannot_save
 
 
 def digest_files(folders: Iterable[str | os.PathLike]) -> str:
@@ -69,28 +75,59 @@ def cached(
       {name: memory map [n, ...]}.
 
     Raises:
-      InputError: the cache cannot be read or written, a value is not finite or beyond the range of `dtype`, or the
+      InputError: the cache cannot be read or written to, a value is not finite or beyond the range of `dtype`, or the
         encoder cannot be read.
+      CannotSave: the disk is full.  What was embedded is kept: the next call goes on after it.
     """
     entry = Path(cache).expanduser() / f"{key}-{dtype}"
     for _ in range(3):  # another process may remove a damaged entry, or be faster
         arrays = _opened(entry, len(prompts), say)
-        if arrays is not None:
+        if arrays is None:
+            try:
+                _build(entry, prompts, make_encoder, jnp.dtype(dtype), batch_size, say)
+            except Damaged as damage:
+                say(f"{entry}: {damage}: all is computed again")
+        else:
             return arrays
-        say(f"embedding {len(prompts):,} prompts into {entry}")
-        with contextlib.ExitStack() as held:
-            with _writing(entry):
-                remove_leftovers(entry.parent)
-                folder = held.enter_context(partial(entry))
-            held.enter_context(alone())  # every process embeds all prompts
-            with Writer(folder, len(prompts)) as writer:
-                for name, rows in _embedded(prompts, make_encoder(), jnp.dtype(dtype), batch_size):
-                    with _writing(entry):
-                        writer.add(name, rows)
-                with _writing(entry):
-                    writer.finish()
-                    publish(folder, entry)
     raise InputError(f"config.data.cache: {entry} changes while it is used; choose another")
+
+
+def _build(
+    entry: Path,
+    prompts: Sequence[str],
+    make_encoder: Callable[[], TextEncoder],
+    dtype: np.dtype,
+    batch_size: int,
+    say: Callable[[str], None],
+) -> None:
+    """Makes the entry, going on with what was left of it."""
+    encoder = make_encoder()
+    with contextlib.ExitStack() as held:
+        with _writing(entry):
+            folder = held.enter_context(building(entry))
+            remove_leftovers(entry.parent)
+            writer = held.enter_context(Writer(folder, len(prompts)))
+        held.enter_context(alone())  # every process embeds all prompts
+        left = prompts[writer.done :]
+        what = f"{len(left):,} of {len(prompts):,} prompts" if writer.done else f"{len(prompts):,} prompts"
+        say(f"embedding {what} into {entry}")
+        _require_room(entry, encoder.shapes, len(left), dtype)
+        for rows in _embedded(left, encoder, dtype, batch_size) if left else ():
+            with _writing(entry, begun=True):
+                writer.add(rows)
+        with _writing(entry, begun=True):
+            writer.finish()
+            publish(folder, entry)
+
+
+def _require_room(entry: Path, shapes: Mapping[str, jax.ShapeDtypeStruct], count: int, dtype: np.dtype) -> None:
+    """Raises CannotSave if rows of these shapes will not fit."""
+    floating = lambda kind: jnp.issubdtype(kind, jnp.floating)
+    sizes = (math.prod(a.shape[1:]) * (dtype if floating(a.dtype) else a.dtype).itemsize for a in shapes.values())
+    need, free = count * sum(sizes), shutil.disk_usage(entry.parent).free
+    if need > free:
+        room = f"{os.strerror(errno.ENOSPC)}: it needs {need / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
+        raise CannotSave(f"config.data.cache: could not write {entry} ({room}); make room, or choose another")
 
 
 def _opened(entry: Path, count: int, say: Callable[[str], None]) -> Arrays | None:
@@ -109,21 +146,24 @@ def _opened(entry: Path, count: int, say: Callable[[str], None]) -> Arrays | Non
 
 
 @contextlib.contextmanager
-def _writing(entry: Path) -> Iterator[None]:
+def _writing(entry: Path, begun: bool = False) -> Iterator[None]:
+    """`begun`: something has been written there already, so that it is not the wrong place."""
     try:
         yield
     except OSError as error:
+        if begun or error.errno in DISK:
+            raise cannot_save(entry, error) from error
         raise InputError(f"config.data.cache: cannot write {entry} ({error.strerror or error}); choose another") from error
 
 
-def _embedded(prompts: Sequence[str], encoder: TextEncoder, dtype: np.dtype, batch_size: int) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, the next rows of that array) as they go to disk."""
+def _embedded(prompts: Sequence[str], encoder: TextEncoder, dtype: np.dtype, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """The next rows of all arrays as they go to disk."""
     params, encode = encoder.weights.load(), jax.jit(encoder.encode)
     for start in range(0, len(prompts), batch_size):
         chunk = list(prompts[start : start + batch_size])
         filled = chunk + [""] * (batch_size - len(chunk))
-        for name, values in encode(params, encoder.tokenize(filled)).items():
-            yield name, _stored(name, np.asarray(values)[: len(chunk)], dtype, chunk)
+        found = encode(params, encoder.tokenize(filled))
+        yield {name: _stored(name, np.asarray(values)[: len(chunk)], dtype, chunk) for name, values in found.items()}
 
 
 def _stored(name: str, values: np.ndarray, dtype: np.dtype, prompts: Sequence[str]) -> np.ndarray:

@@ -4,17 +4,16 @@
     KEY/NAME.npy       the array, first axis the prompts
     KEY.checked        beside the folder: the files' sizes and times when their contents were last compared
 
-An entry is written under another name, brought to the disk, and renamed when whole.  Opening it compares names, sizes
-and times with `KEY.checked`, and reads all of it again only where one of them is new.
+An entry is written (`text.writer`) under another name, brought to the disk, and renamed when whole.  Opening it compares
+names, sizes and times with `KEY.checked`, and reads all of it again only where one of them is new.
 """
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,88 +28,6 @@ Arrays = dict[str, np.ndarray]
 
 class Damaged(Exception):
     """An entry that is not what was written; the message says how."""
-
-
-# ---------------------------------------------------------------------------------------- writing
-
-
-class Writer:
-    """Writes arrays of `count` rows, row after row, into a folder; `finish` makes it an entry.  A context manager."""
-
-    def __init__(self, folder: Path, count: int):
-        self._folder, self._count = folder, count
-        self._files: dict[str, tuple[IO[bytes], Any, np.dtype, tuple[int, ...]]] = {}
-
-    def add(self, name: str, rows: np.ndarray) -> None:
-        """The next `rows [k, ...]` of an array, all of one dtype; raises OSError."""
-        if name not in self._files:
-            file, digest = open(self._folder / f"{name}.npy", "wb"), hashlib.blake2b(digest_size=16)
-            self._files[name] = file, digest, rows.dtype, (self._count, *rows.shape[1:])
-            self._put(name, _header(rows.dtype, (self._count, *rows.shape[1:])))
-        self._put(name, np.ascontiguousarray(rows).tobytes())
-
-    def _put(self, name: str, data: bytes) -> None:
-        file, digest, *_ = self._files[name]
-        file.write(data)
-        digest.update(data)
-
-    def finish(self) -> None:
-        """Brings everything to the disk, and writes the table; raises OSError."""
-        table = {}
-        for name, (file, digest, dtype, shape) in self._files.items():
-            size = file.tell()
-            _to_disk(file)
-            table[name] = {"dtype": dtype.name, "shape": shape, "bytes": size, "digest": digest.hexdigest()}
-        with open(self._folder / TABLE, "w", encoding="utf-8") as text:
-            json.dump({"format": FORMAT, "arrays": table}, text, indent=1)
-            _to_disk(text)
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(self, *_exception) -> None:
-        for file, *_ in self._files.values():
-            with contextlib.suppress(OSError):  # of a full disk it was told before
-                file.close()
-
-
-def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    head = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(head, described)
-    return head.getvalue()
-
-
-def _to_disk(file: IO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
-
-
-def _names_to_disk(folder: Path) -> None:
-    """The names in a folder, which are not those of its files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some file systems cannot
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def publish(folder: Path, entry: Path) -> None:
-    """Makes a finished folder the entry, unless another process has been faster; raises OSError."""
-    _names_to_disk(folder)
-    try:
-        os.replace(folder, entry)
-    except OSError:
-        if not entry.is_dir():
-            raise
-        return
-    _names_to_disk(entry.parent)
-    _write_checked(entry)
-
-
-# ---------------------------------------------------------------------------------------- opening
 
 
 def open_entry(entry: Path, count: int) -> Arrays | None:
@@ -136,7 +53,7 @@ def open_entry(entry: Path, count: int) -> Arrays | None:
         for name, row in table.items():
             if os.path.getsize(entry / f"{name}.npy") != row["bytes"] or _digest(entry / f"{name}.npy") != row["digest"]:
                 raise Damaged(f"{name}.npy is not what was written")
-        _write_checked(entry)
+        write_checked(entry)
     return {name: _map(entry / f"{name}.npy", row, count) for name, row in table.items()}
 
 
@@ -201,8 +118,8 @@ def _read_checked(entry: Path) -> dict | None:
         return None
 
 
-def _write_checked(entry: Path) -> None:
-    """Without it the contents are compared again: whoever may not write here, or has no room, does so."""
+def write_checked(entry: Path) -> None:
+    """Remembers that the contents are what was written.  Without it the contents are compared again: whoever may not write here, or has no room, does so."""
     with contextlib.suppress(OSError), partial(entry) as folder:
         with open(folder / CHECKED, "w", encoding="utf-8") as file:
             json.dump(_stamps(entry, _files(entry)), file)

@@ -27,15 +27,18 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from didr_jax.exits import CannotSave
 from didr_jax.training.digests import describe, digests, shapes_of
-from didr_jax.training.exits import CannotSave
 from didr_jax.training.parallel import with_places
 from didr_jax.training.startup import is_first_process, on_first
+from didr_jax.training.workdir import CORRUPT
 from didr_jax.types import InputError, PyTree, Weights
+from didr_jax.whole_files import probe
 
 _REMEDY = "--mode=train goes on from an older save and makes it again"
 STATE = "state"  # the item that holds what only training needs
 FORMAT = 2  # of saves; 1 had the products inside the state
+BINDING = ("stage", "run")  # of what a save says of its origin: with its step, what it must have been saved for
 
 
 def _line(error: Exception) -> str:
@@ -45,7 +48,7 @@ def _line(error: Exception) -> str:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     try:
         yield
     finally:
@@ -72,7 +75,7 @@ class Checkpoints:
     Args:
       directory: made if missing.
       section: the policy, `config.checkpoint`.
-      about: what every save says of its origin, as JSON holds it.
+      about: what every save says of its origin, as JSON holds it; by `BINDING` it is held against it.
       say: prints a line for the user.
       largest: a figure besides `section.best`, the save with the largest value of which is kept too; empty: none.
       read_only: nothing is made, removed or saved, whoever else trains here.
@@ -170,10 +173,7 @@ class Checkpoints:
     def _probe(self, need: int) -> None:
         """Raises OSError where orbax would only find out, minutes later, in one of its threads."""
         if is_first_process():
-            probe = os.path.join(self.directory, ".probe")
-            with open(probe, "wb") as file:
-                file.write(bytes(2**16))
-            os.remove(probe)
+            probe(os.path.join(self.directory, ".probe"))
             if shutil.disk_usage(self.directory).free < need:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -278,8 +278,9 @@ class Checkpoints:
         items, problem = None, None
         try:
             meta = self._meta(step)
-            if meta["step"] != step:
-                raise ValueError(f"it is the save of step {meta['step']}")
+            for name, wanted in {"step": step, **{name: self._about[name] for name in BINDING if name in self._about}}.items():
+                if name in meta and meta[name] != wanted:
+                    raise ValueError(f"it is the save of {name} {meta[name]}")
             flat = lambda tables: {f"{name}: {path}": text for name, table in tables.items() for path, text in table.items()}
             wanted = flat({name: describe(tree) for name, tree in shapes.items()})
             found = flat({name: table for name, table in meta["leaves"].items() if whole or name in shapes})
@@ -310,12 +311,12 @@ class Checkpoints:
     def _set_aside(self, step: int) -> str:
         """Moves a save out of the way, keeping it; returns where to."""
         stage = os.path.basename(self.directory)
-        target = os.path.join(os.path.dirname(self.directory), "corrupt", f"{stage}-{step}-{int(time.time())}")
+        target = os.path.join(os.path.dirname(self.directory), CORRUPT, f"{stage}-{step}-{time.time_ns()}")
         if is_first_process():
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.replace(os.path.join(self.directory, str(step)), target)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(target)
+            multihost_utils.sync_global_devices(f"{stage}-{step} is set aside")  # the same words, whatever the clocks say
         self._manager.reload()
         return target
 

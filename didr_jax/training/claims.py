@@ -4,11 +4,12 @@
     STAGE.steps         as well, as long as no learning rate depends on the stage's end and no later stage has begun
     --allow_change=KEY  everything else, on purpose: with the step, the old and the new value in config.json's history
 
-A start only compares.  The workdir is written to (`Claim.record`) once the first step is done: a run that is refused
-before leaves nothing that blocks the mended one.
+A start only compares.  The workdir is written to (`Claim.record`) once the first step is done, and what is written there
+binds once something is saved: a run that is refused or killed before leaves nothing that blocks the mended one.
 """
 
 import dataclasses
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from didr_jax.checks import nearest
 from didr_jax.config import flatten
 from didr_jax.training.optim import learning_rate
 from didr_jax.training.redact import redacted
-from didr_jax.training.workdir import newest_step, read_config, write_config
+from didr_jax.training.workdir import has_saves, newest_step, read_config, write_config
 from didr_jax.types import InputError
 
 # Sections and keys that do not define what is trained.  Recipes add their own.
@@ -27,6 +28,9 @@ UPDATES: dict[str, Callable[[Any], int]] = {
     "generator_optimizer": lambda stage: 1,
     "ta_optimizer": lambda stage: stage.ta_updates,
 }
+
+
+RUN = "run"  # in what config.json says of itself: a name that no other run has, which is in its saves too
 
 
 class Change(NamedTuple):
@@ -46,7 +50,8 @@ class Claim:
       workdir: its path.
       changes: what will be recorded.
       lacking: keys that the workdir's config.json does not have, as an older version wrote it.
-      about: what config.json says of itself; its `history` has the earlier changes.
+      about: what config.json says of itself; its `history` has the earlier changes, `RUN` the run's name.
+      aside: the folder into which was put what an earlier start logged and did not save; empty: there was nothing.
       start: how this run was begun, as `report.html` tells it: its `program`, its `flags`, the `modes` that it has; None: what
         an earlier start said stays.
     """
@@ -56,6 +61,7 @@ class Claim:
     changes: Sequence[Change] = ()
     lacking: Sequence[str] = ()
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    aside: str = ""
     start: Mapping[str, Any] | None = None
     _written: bool = False
 
@@ -78,10 +84,11 @@ class Claim:
         return [f"config.{c.key} = {c.now!r} from step {step} of {stage} on ({c.then!r} before)" for c in self.changes]
 
     def news(self) -> list[str]:
-        """A line for the log about keys that have since come, if there are any."""
+        """Lines for the log about keys that have since come, and about an earlier start that saved nothing."""
+        lines = [f"begins anew: what an earlier start logged and did not save is in {self.aside}"] if self.aside else []
         if not self.lacking:
-            return []
-        return [f"config.json of {self.workdir} is older than {_few(self.lacking)}: today's defaults hold"]
+            return lines
+        return [*lines, f"config.json of {self.workdir} is older than {_few(self.lacking)}: today's defaults hold"]
 
 
 def compare(
@@ -111,8 +118,8 @@ def compare(
     now, raw = flatten(redacted(config.to_dict())), {} if found is None else found[0]
     then = flatten(redacted(raw))
     _require_known(allowed, now.keys() | then.keys())
-    if found is None:
-        return Claim(config, workdir)
+    if found is None or not has_saves(workdir):
+        return Claim(config, workdir, about={RUN: secrets.token_hex(8)})
     since = {key: value for key, value in defaults(raw).items() if key in now and key not in then}
     then |= since
     changes = [Change(key, then.get(key), now.get(key)) for key in sorted(now.keys() | then.keys())]
@@ -132,7 +139,8 @@ def compare(
         remedy = "the values that it was trained with" if reading else others
         raise InputError(f"--workdir={workdir} was trained with another config: {'; '.join(blocking)}. Use {remedy}")
     _require_effect([c for c in changes if c.key not in steps], config, workdir)
-    return Claim(config, workdir, changes, sorted(since), found[1])
+    about = {RUN: secrets.token_hex(8), **found[1]}  # an older version gave none
+    return Claim(config, workdir, changes, sorted(since), about)
 
 
 def _within(key: str, names: Iterable[str]) -> bool:

@@ -6,17 +6,20 @@ saved is finished and never redone; an interrupted one goes on from its newest s
 whatever mesh and number of processes it then has.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Callable
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
+from didr_jax.exits import Hacked, NotFinite, Preempted, StopRequest
 from didr_jax.training import flops, origin
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.chips import peak_here
 from didr_jax.training.evaluation import PREFIX, Evaluators, Verdict
-from didr_jax.training.exits import Hacked, NotFinite, Preempted, StopRequest
 from didr_jax.training.hacking import HackingWatch, in_words
 from didr_jax.training.introduction import heartbeat, introduction
 from didr_jax.training.metrics import Progress, RunLog, read_metrics
@@ -25,6 +28,7 @@ from didr_jax.training.profiling import ProfileWindow
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Products, Run
 from didr_jax.training.stages import Stage
+from didr_jax.training.startup import is_first_process
 from didr_jax.training.watch import Dropped, diagnosis, write_stopped
 from didr_jax.types import PyTree, Weights
 
@@ -37,8 +41,9 @@ def run_stage(stage: Stage, label: str, run: Run, stop: StopRequest) -> dict[str
     """
     saves = run.saves(stage.name)
     try:
-        shapes = run.placed(stage.shapes)
-        products = _finished(stage, saves, shapes, run)
+        with stop.at_once(f"{label} was opened"):
+            shapes = run.placed(stage.shapes)
+            products = _finished(stage, saves, shapes, run)
         if products is None:
             products = stage.made_of(_trained(stage, label, shapes, saves, run, stop))
         else:
@@ -65,19 +70,26 @@ def _finished(stage: Stage, saves: Checkpoints, shapes, run: Run) -> dict[str, P
 
 def _trained(stage: Stage, label: str, shapes, saves: Checkpoints, run: Run, stop: StopRequest):
     places = jax.tree.map(lambda a: a.sharding, shapes)
+    with heartbeat(run.log.say, f"{label}  no step is done yet: compiling") as compiling:
+        with stop.at_once(f"{label} began"):
+            first, state = _begun(stage, label, shapes, places, saves, run)
+            if first == stage.steps:
+                return state
+            frozen = run.load(stage.frozen)
+            stage.batch(first)  # here, since it may have to embed all prompts
+        return _loop(stage, label, state, places, frozen, first, saves, run, stop, compiling.set)
+
+
+def _begun(stage: Stage, label: str, shapes, places, saves: Checkpoints, run: Run):
+    """(steps done, state)."""
     restored = saves.restore_newest(stage.split(shapes))
     if restored is None:
         saves.require_room(shapes)
         state = origin.begun(stage, shapes, places, run)
-        first, state = 0, stage.init(places) if state is None else state
-    else:
-        first, items = restored
-        state = stage.join(items)
-        run.log.say(f"{label}  goes on from at step {first}")
-    if first == stage.steps:
-        return state
-    with heartbeat(run.log.say, f"{label}  no step is done yet: compiling") as compiling:
-        return _loop(stage, label, state, places, first, saves, run, stop, compiling.set)
+        return 0, stage.init(places) if state is None else state
+    first, items = restored
+    run.log.say(f"{label}  goes on from at step {first}")
+    return first, stage.join(items)
 
 
 def _loop(
@@ -85,6 +97,7 @@ def _loop(
     label: str,
     state,
     places,
+    frozen,
     first: int,
     saves: Checkpoints,
     run: Run,
@@ -94,10 +107,9 @@ def _loop(
     """`begun`: called when the first step is done."""
     config = run.config
     step_fn = stage.compiled(places, run.mesh)
-    frozen = run.load(stage.frozen)
     evaluators = Evaluators(stage.evals, stage.steps, frozen, run.load)
     alarm, stops = _alarm(evaluators, stage.name, first, run), config.watch.hacking == "stop"
-    progress = Progress(run.log, label, stage.name, first, stage.steps, stage.batch_size)
+    progress = Progress(run.log, label, stage.name, first, stage.steps, stage.batch_size, config.log.quiet)
     for line in introduction(stage, state, frozen, run.mesh):
         run.log.say(f"{label}  {line}")
     window = ProfileWindow(config.profile, stage.name, run.workdir)
@@ -124,7 +136,8 @@ def _loop(
         if not names:
             return {}, None
         with progress.paused():
-            verdict = evaluators.run(names, stage.made_of(state))
+            with stop.at_once(f"{label} was judged at step {done}"):
+                verdict = evaluators.run(names, stage.made_of(state))
             marks, raised = alarm.look(done, {name.removeprefix(PREFIX): value for name, value in verdict.figures.items()})
             _log_verdict(verdict, marks, label, stage.name, done, run.log)
             message = f"{label}  {done:>5}  {in_words(raised)}" if raised else None
@@ -134,8 +147,8 @@ def _loop(
                 run.redraw(False)
         return verdict.figures | marks, message if stops else None
 
-    if first == 0:
-        judge(0)
+    if not _judged(run, stage.name, first):
+        judge(first)
     previous = None  # metrics are read one step late, so that the devices never wait for the host
     for step in range(first, stage.steps):
         window.before(step - first, state)
@@ -152,7 +165,10 @@ def _loop(
             _claim(run, stage.name, first)
         if last and not trouble:
             trouble = look(done, metrics)
-        found, hacked = ({}, None) if trouble else judge(done)
+        try:
+            found, hacked = ({}, None) if trouble else judge(done)
+        except Preempted:  # as the poll will say; it is judged when the run goes on
+            found, hacked = {}, None
         if step == first:
             _check_best(config.checkpoint.best, metrics, stage, label, run.log)
         asked = stop.poll()
@@ -200,6 +216,19 @@ def _alarm(evaluators: Evaluators, stage: str, first: int, run: Run) -> HackingW
     return HackingWatch(watched, {step: figures for step, figures in past.items() if figures})
 
 
+def _judged(run: Run, stage: str, step: int) -> bool:
+    """Whether the log has figures of evaluators at a step; the same answer in every process."""
+    found = (
+        is_first_process()
+        and step > 0
+        and any(
+            (record["stage"], record["step"]) == (stage, step) and any(name.startswith(PREFIX) for name in record)
+            for record in read_metrics(run.workdir)
+        )
+    )
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(found))) if jax.process_count() > 1 else found
+
+
 def _kept(step: int | None, saves: Checkpoints) -> str:
     """Where the best state is that was saved before the reward was hacked."""
     where = f"the best state before is the save of step {step}" if step in saves.steps() else "no state before it was saved"
@@ -218,8 +247,8 @@ def _check_best(name: str, metrics: dict, stage: Stage, label: str, log: RunLog)
         log.say(f"{label}  logs no {name!r}, so checkpoint.best keeps nothing here; it logs {', '.join(metrics)}")
 
 
-def train(recipe: Recipe, run: Run) -> Products:
-    """Runs all stages of the config in order and returns their products.
+def train(recipe: Recipe, run: Run, stop: StopRequest | None = None) -> Products:
+    """Runs all stages of the config in order and returns their products; `stop`: open; None: one of its own.
 
     Raises:
       InputError: a batch that the mesh cannot divide.
@@ -228,7 +257,7 @@ def train(recipe: Recipe, run: Run) -> Products:
     check_batches(run.config, run.mesh)
     products: dict[str, dict[str, Weights]] = {}
     names = run.config.stages
-    with jax.set_mesh(run.mesh), StopRequest() as stop:
+    with jax.set_mesh(run.mesh), StopRequest() if stop is None else contextlib.nullcontext(stop) as stop:
         for i, name in enumerate(names):
             label = f"{name} ({i + 1}/{len(names)})"
             products[name] = origin.taken(name, run) or run_stage(recipe.stages[name](products), label, run, stop)

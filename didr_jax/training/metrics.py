@@ -5,19 +5,19 @@ since its last save; `read_metrics` forgives both.  Of several processes only th
 """
 
 import contextlib
-import importlib
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from PIL import Image
 
-from didr_jax.training.exits import CannotSave
 from didr_jax.training.startup import is_first_process
-from didr_jax.training.workdir import whole_file
-from didr_jax.types import InputError
+from didr_jax.training.trackers import Sink, service, tensorboard
+from didr_jax.whole_files import saving, whole_file
+
+QUIET = 60.0  # seconds between lines of figures on a screen that shall be quiet
 
 
 def _clock(seconds: float) -> str:
@@ -28,50 +28,6 @@ def _clock(seconds: float) -> str:
 
 def _rate(per_second: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
-
-
-class Sink(NamedTuple):
-    """Where figures go besides metrics.jsonl: `write(stage, step, {name: float})`, `show(stage, step, {name: picture})`."""
-
-    write: Callable[[str, int, dict], None]
-    show: Callable[[str, int, dict], None]
-    close: Callable[[], None]
-
-
-def _tensorboard(workdir: str, section) -> Sink:
-    writer = _import("tensorboardX", "config.log.tensorboard").SummaryWriter(os.path.join(workdir, "tensorboard"))
-
-    def write(stage: str, step: int, values: dict) -> None:
-        for name, value in values.items():
-            writer.add_scalar(f"{stage}/{name}", value, step)
-
-    def show(stage: str, step: int, pictures: dict) -> None:
-        for name, picture in pictures.items():
-            writer.add_image(f"{stage}/{name}", picture, step, dataformats="HW" if picture.ndim == 2 else "HWC")
-
-    return Sink(write, show, writer.close)
-
-
-def _service(workdir: str, section) -> Sink:
-    """wandb, or trackio, which speaks the same calls."""
-    service = _import(section.service, "config.log.service")
-    run = service.init(project=section.project, name=os.path.basename(os.path.abspath(workdir)), resume="allow")
-
-    def write(stage: str, step: int, values: dict) -> None:
-        run.log({f"{stage}/{name}": value for name, value in values.items()} | {f"{stage}/step": step})
-
-    def show(stage: str, step: int, pictures: dict) -> None:
-        images = {f"{stage}/{name}": service.Image(picture) for name, picture in pictures.items()}
-        run.log(images | {f"{stage}/step": step})
-
-    return Sink(write, show, run.finish)
-
-
-def _import(module: str, knob: str):
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise InputError(f"{knob} needs the package {module}, which is not installed: pip install {module}") from None
 
 
 class RunLog:
@@ -86,41 +42,41 @@ class RunLog:
     """
 
     def __init__(self, workdir: str, section=None):
-        self._started = time.time()
-        self._workdir, self._sinks, self._file = workdir, [], None
+        self._started = time.monotonic()
+        self._workdir, self._file = workdir, None
+        self._sinks: list[Sink] = []
         if not is_first_process():
             return
         path = os.path.join(workdir, "metrics.jsonl")
-        torn = os.path.exists(path) and os.path.getsize(path) > 0 and not _ends_with_newline(path)
-        self._file = open(path, "a")
-        if torn:
-            self._file.write("\n")
-        if section is not None and section.tensorboard:
-            self._sinks.append(_tensorboard(workdir, section))
-        if section is not None and section.service:
-            self._sinks.append(_service(workdir, section))
+        with saving(path):
+            torn = os.path.exists(path) and os.path.getsize(path) > 0 and not _ends_with_newline(path)
+            self._file = open(path, "a")
+            if torn:
+                self._file.write("\n")
+            if section is not None and section.tensorboard:
+                self._sinks.append(tensorboard(workdir))
+            if section is not None and section.service:
+                self._sinks.append(service(workdir, section))
 
     def seconds(self) -> float:
         """Since the run was started, this time."""
-        return time.time() - self._started
+        return time.monotonic() - self._started
 
     def say(self, message: str) -> None:
-        """A line on the screen, with the time since the run began."""
+        """A line on the screen, with the time since the run began; nothing where there is no screen any more."""
         if is_first_process():
-            print(f"[{_clock(time.time() - self._started)}] {message}", flush=True)
+            with contextlib.suppress(OSError):  # a pipe that was closed, a full disk: metrics.jsonl has the figures
+                print(f"[{_clock(self.seconds())}] {message}", flush=True)
 
     def write(self, stage: str, step: int, values: dict) -> None:
         """A line of metrics.jsonl, handed to the system before this returns; raises CannotSave."""
         if self._file is None:
             return
-        try:
+        with saving(self._file.name):
             self._file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
             self._file.flush()
-            for sink in self._sinks:
-                sink.write(stage, step, values)
-        except OSError as error:
-            where = error.filename or self._file.name
-            raise CannotSave(f"could not write to {where} ({error.strerror}); make room and start again") from error
+        for sink in self._sinks:
+            sink.write(stage, step, values)
 
     def show(self, stage: str, step: int, pictures: dict) -> None:
         """Pictures `{name: uint8 [h, w] or [h, w, 3]}` as `progress/STAGE/STEP_NAME.png`, and to the trackers; raises
@@ -146,39 +102,42 @@ class RunLog:
 class Progress:
     """Rate and time to go of one stage, printed and logged with its metrics.
 
-    `least`: seconds that a step takes at the devices' peak, if that is known; utilisation is measured by it.
+    `quiet`: one line a minute is printed, and the last; `least`: seconds that a step takes at the devices' peak, if that is
+    known; utilisation is measured by it.
     """
 
-    def __init__(self, log: RunLog, label: str, stage: str, first: int, total: int, batch_size: int):
+    def __init__(self, log: RunLog, label: str, stage: str, first: int, total: int, batch_size: int, quiet: bool = False):
         self._log, self._label, self._stage = log, label, stage
         self._first, self._total, self._batch_size = first, total, batch_size
         self._origin: float | None = None
+        self._quiet, self._next = quiet, -math.inf
         self.least: float | None = None
 
     def started(self, step: int) -> None:
         """Marks the end of compilation, from which the rate is counted."""
-        self._first, self._origin = step, time.time()
+        self._first, self._origin = step, time.monotonic()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Time that does not count as training."""
-        begun = time.time()
+        begun = time.monotonic()
         yield
         if self._origin is not None:
-            self._origin += time.time() - begun
+            self._origin += time.monotonic() - begun
 
     def report(self, step: int, metrics: dict, quietly: dict | None = None) -> None:
         """Prints and logs `metrics` (floats) of the step that was just finished; logs what is to be told `quietly`."""
-        begun = time.time() if self._origin is None else self._origin
-        rate = (step - self._first) / max(time.time() - begun, 1e-9)
+        begun = time.monotonic() if self._origin is None else self._origin
+        rate = (step - self._first) / max(time.monotonic() - begun, 1e-9)
         images, seen = rate * self._batch_size, step * self._batch_size
         eta = (self._total - step) / max(rate, 1e-9)
         figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         speed = f"{_rate(images)} img/s  {1000 / max(rate, 1e-9):.3g} ms/step  ETA {_clock(eta)}"
         speed += f"  {rate * self.least:.1%} of peak" if self.least else ""
-        self._log.say(
-            f"{self._label}  {step:>5}/{self._total}  {seen:,} img  {speed if step > self._first else 'compiled'}  {figures}"
-        )
+        if not self._quiet or step == self._total or time.monotonic() >= self._next:
+            self._next = time.monotonic() + QUIET
+            speed = speed if step > self._first else "compiled"
+            self._log.say(f"{self._label}  {step:>5}/{self._total}  {seen:,} img  {speed}  {figures}")
         told = {"images_seen": seen, "images_per_second": float(f"{images:.4g}"), "seconds": round(self._log.seconds(), 1)}
         told |= {"utilisation": round(rate * self.least, 4)} if self.least and step > self._first else {}
         self._log.write(self._stage, step, metrics | (quietly or {}) | told)

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from didr_jax.exits import CannotSave
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.digests import describe
-from didr_jax.training.exits import CannotSave
 from didr_jax.training.optim import begun_again
 from didr_jax.training.run import Run
 from didr_jax.training.stages import Stage
@@ -124,6 +124,7 @@ def keep(run: Run) -> None:
             shutil.copytree(os.path.join(origin.workdir, "checkpoints", name, str(step)), f"{target}.copying")
             os.replace(f"{target}.copying", target)
         except OSError as error:
+            shutil.rmtree(f"{target}.copying", ignore_errors=True)
             raise CannotSave(
                 f"could not copy stage {name} of {origin.workdir} to {target} ({error}); make room and start again"
             ) from error

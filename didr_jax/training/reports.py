@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from didr_jax.training.metrics import RunLog
-from didr_jax.training.workdir import whole_file, write_json
+from didr_jax.whole_files import whole_file, write_json
 
 
 def write_summary(workdir: str, rows: dict[str, dict[str, float]], log: RunLog) -> None:

@@ -26,6 +26,7 @@ class Run:
 
     `claim`: of the workdir, to be made when the first step is done: `(stage, steps done before it) -> lines for the log`
     (`claims.Claim.record`).
+    `name`: of the run, which no other has, the same in every process (`claims.RUN`); saves are bound to it.  Empty: they are not.
     `redraw(must)` is called after evaluations, and where a run ends early (then it must): what the run shows of itself may be
     drawn again; None: nothing is.
     """
@@ -36,6 +37,7 @@ class Run:
     log: RunLog
     claim: Callable[[str, int], Iterable[str]] = lambda stage, step: ()
     redraw: Callable[[bool], None] | None = None
+    name: str = ""
 
     def path(self, *names: str) -> str:
         """Of a file in the workdir."""
@@ -43,6 +45,8 @@ class Run:
 
     def saves(self, stage: str, read_only: bool = False) -> Checkpoints:
         about = {"stage": stage, "code": code_version(), "jax": jax.__version__, "config": redacted(self.config.to_dict())}
+        if self.name and not (self.config.init_from and stage != self.config.stages[-1]):  # those are another run's, copied
+            about["run"] = self.name
         largest = MARK + UNHARMED if self.config.watch.hacking == "stop" else ""
         section, folder = self.config.checkpoint, self.path("checkpoints", stage)
         return Checkpoints(folder, section, about, self.log.say, largest=largest, read_only=read_only)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import jax
 import jaxlib
-import numpy as np
-from jax.experimental import multihost_utils
 
+from didr_jax.agreement import told_by_first
+from didr_jax.exits import CannotSave
 from didr_jax.types import InputError
 
 # name -> (environment variable, flags).  What they do is told in docs/running.md.
@@ -95,16 +95,13 @@ def is_first_process() -> bool:
 
 
 def on_first(check: Callable[[], None]) -> None:
-    """Runs `check` in process 0; an InputError there is raised in every process."""
-    message = b""
+    """Runs `check` in process 0; an InputError or a CannotSave there is raised in every process."""
+    kinds, message = (InputError, CannotSave), ""
     if is_first_process():
         try:
             check()
-        except InputError as error:
-            message = str(error).encode()
-    if jax.process_count() > 1:
-        buffer = np.zeros(4096, np.uint8)
-        buffer[: min(len(message), 4096)] = np.frombuffer(message[:4096], np.uint8)
-        message = multihost_utils.broadcast_one_to_all(buffer).tobytes().rstrip(b"\0")
-    if message:
-        raise InputError(message.decode(errors="replace"))
+        except kinds as error:
+            kind = next(i for i, kind in enumerate(kinds) if isinstance(error, kind))
+            message = f"{kind}{error}"
+    if message := told_by_first(message):
+        raise kinds[int(message[0])](message[1:])

@@ -4,9 +4,9 @@ import contextlib
 import math
 import os
 
-from didr_jax.training.exits import CannotSave
+from didr_jax.exits import CannotSave
 from didr_jax.training.startup import is_first_process
-from didr_jax.training.workdir import write_json
+from didr_jax.whole_files import write_json
 
 # Logged figures in causal order: the first that is not finite is the likeliest source.
 PARTS = {

@@ -1,34 +1,44 @@
-"""The workdir of a run: its config, one live run at a time, whole files only."""
+"""The workdir of a run: its config, one live run at a time."""
 
 import contextlib
 import errno
 import fcntl
-import json
 import os
+import shutil
 import socket
-from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from collections.abc import Mapping
+from typing import Any
 
+from didr_jax.exits import CannotSave
 from didr_jax.json_files import read_object
-from didr_jax.training.exits import CannotSave
 from didr_jax.training.redact import redacted
 from didr_jax.types import InputError
+from didr_jax.whole_files import DISK, cannot_save, probe, saving, write_json
 
 LAYOUT = 2  # of a workdir; 1, before didr_jax 0.2, kept the products inside the state
 CONFIG = "config.json"
 KEY = "didr_jax"  # of the entry in config.json that says who wrote it
+CORRUPT = "corrupt"  # folder of saves that could not be read back
+UNSAVED = "unsaved"  # folder of what the last start left that saved nothing:
+TOLD = ("metrics.jsonl", "progress", "stopped.json", "tensorboard")
 
 
 def make_workdir(workdir: str) -> None:
-    """Makes `workdir` if it is missing; raises InputError if nothing can be written to it."""
+    """Makes `workdir` if it is missing.
+
+    Raises:
+      InputError: nothing can be written to it.
+      CannotSave: its disk is full.
+    """
     try:
         os.makedirs(workdir, exist_ok=True)
-        probe = os.path.join(workdir, ".writable")
-        with open(probe, "w") as file:
-            file.write("yes")
-        os.remove(probe)
+        probe(os.path.join(workdir, ".writable"))
     except OSError as error:
-        raise InputError(f"--workdir={workdir} cannot be written to ({error.strerror}); choose another") from None
+        raise _unusable(workdir, error, f"cannot be written to ({error.strerror}); choose another") from None
+
+
+def _unusable(workdir: str, error: OSError, why: str) -> InputError | CannotSave:
+    return cannot_save(workdir, error) if error.errno in DISK else InputError(f"--workdir={workdir} {why}")
 
 
 def read_config(workdir: str) -> tuple[dict, dict] | None:
@@ -75,35 +85,35 @@ def newest_step(workdir: str, stage: str) -> int | None:
     return max(saved_steps(workdir, stage), default=None)
 
 
-@contextlib.contextmanager
-def whole_file(path: str, binary: bool = False) -> Iterator[IO]:
-    """A file to write to that is there whole or not at all, whenever the process or the machine dies.
+def has_saves(workdir: str) -> bool:
+    """Whether there is anything in a workdir that was trained: a save, or a damaged one that was set aside."""
+    try:
+        stages = os.listdir(os.path.join(workdir, "checkpoints"))
+    except OSError:
+        return False
+    damaged = os.path.join(workdir, "checkpoints", CORRUPT)
+    return any(saved_steps(workdir, stage) for stage in stages) or (os.path.isdir(damaged) and bool(os.listdir(damaged)))
 
-    Its folder is made.
+
+def begin_anew(workdir: str) -> str:
+    """Puts what a start logged that saved nothing into `workdir/unsaved`, so that it does not mix with the next one's.
+
+    Returns:
+      The folder; empty: there was nothing.
 
     Raises:
-      CannotSave: it could not be written; what stood there before still does.
+      CannotSave: it cannot be moved.
     """
-    temporary = f"{path}.tmp"
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(temporary, "wb") if binary else open(temporary, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        if isinstance(error, OSError):
-            raise CannotSave(f"could not write {path} ({error.strerror or error}); make room and start again") from error
-        raise
-
-
-def write_json(path: str, content, sort_keys: bool = False) -> None:
-    """A `whole_file` of JSON."""
-    with whole_file(path) as file:
-        json.dump(content, file, indent=2, sort_keys=sort_keys)
+    there = [name for name in TOLD if os.path.lexists(os.path.join(workdir, name))]
+    aside = os.path.join(workdir, UNSAVED)
+    if not there:
+        return ""
+    with saving(aside):
+        shutil.rmtree(aside, ignore_errors=True)
+        os.makedirs(aside)
+        for name in there:
+            os.replace(os.path.join(workdir, name), os.path.join(aside, name))
+    return aside
 
 
 @contextlib.contextmanager
@@ -115,12 +125,13 @@ def lock(workdir: str):
 
     Raises:
       InputError: another run holds it; it is named.
+      CannotSave: there is no room for it.
     """
     path = os.path.join(workdir, ".lock")
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
-        raise InputError(f"--workdir={workdir}: {path} cannot be opened ({error.strerror}); remove it") from None
+        raise _unusable(workdir, error, f"has a lock {path} that cannot be opened ({error.strerror}); remove it") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from didr_jax.agreement import agreed
 from didr_jax.finite import all_finite
 from didr_jax.types import InputError, PyTree, Weights
 from didr_jax.weights.files import Tensors
@@ -81,9 +82,15 @@ def weights_of(open_tensors: Callable[[], Tensors], table: Sequence[Rule], shape
         except InputError as error:
             raise InputError(f"{where}: {error}" if where else str(error)) from None
 
+    def fill(shapes, shardings):
+        load = lambda: told(to_flax, shapes, shardings=shardings)
+        # Each process reads its own rows only: one of them may find what no other sees.
+        spread = any(not place.is_fully_addressable for place in jax.tree.leaves(shardings))
+        return agreed(load) if spread else load()
+
     return Weights(
         shapes,
-        fill=lambda shapes, shardings: told(to_flax, shapes, shardings=shardings),
+        fill=fill,
         check=lambda: told(check_fit, shapes),
     )
 

@@ -20,6 +20,7 @@ from didr_jax.json_files import read_object
 from didr_jax.paths import lies_in
 from didr_jax.types import InputError
 from didr_jax.weights.header import DTYPES, read_header
+from didr_jax.whole_files import whole_file, write_json
 
 Tensors = Mapping[str, Any]
 
@@ -148,17 +149,18 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
 def write_safetensors(path: str | os.PathLike, tensors: Tensors, *, max_bytes: int | None = None) -> None:
     """Writes a checkpoint that `from_pretrained` of diffusers and transformers accepts.
 
-    Tensors are brought to the host one at a time.  A file is written under a temporary name and
-    renamed when whole.
+    Tensors are brought to the host one at a time.
 
     Args:
       path: the `.safetensors` file; its folder is made.
       tensors: name -> array (numpy, jax, or lazy as `engine.to_torch` gives).
       max_bytes: largest shard.  Beyond it the file is split into `STEM-00001-of-0000N.safetensors`
         with an index `STEM.safetensors.index.json`.  None: one file.
+
+    Raises:
+      CannotSave: a file could not be written; each is there whole or not at all.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     shards = _split(tensors, max_bytes)
     if len(shards) == 1:
         return _write_one(path, tensors, shards[0])
@@ -168,7 +170,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Tensors, *, max_bytes: i
         _write_one(path.parent / name, tensors, names)
         weight_map.update(dict.fromkeys(names, name))
     index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": weight_map}
-    path.with_name(path.name + ".index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
+    write_json(path.with_name(path.name + ".index.json"), index, sort_keys=True)
 
 
 def _nbytes(tensor: Any) -> int:
@@ -200,9 +202,7 @@ def _write_one(path: Path, tensors: Tensors, names: Iterable[str]) -> None:
         start = stop
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as f:
-        f.write(len(head).to_bytes(8, "little") + head)
+    with whole_file(path, binary=True) as file:
+        file.write(len(head).to_bytes(8, "little") + head)
         for name in names:
-            f.write(np.ascontiguousarray(np.asarray(tensors[name])).tobytes())
-    os.replace(partial, path)
+            file.write(np.ascontiguousarray(np.asarray(tensors[name])).tobytes())

@@ -3,6 +3,7 @@
 Every run trains the same 20 + 20 steps.  `reference` is one process with eight devices, data-parallel.
 """
 
+import re
 import shutil
 import signal
 import time
@@ -132,6 +133,34 @@ def test_when_one_process_dies_the_other_ends_in_bounded_time_and_a_restart_goes
         codes = finish(spawn(workdir, devices=4, processes=2, out=out, cache=cache, **long), TIMEOUT)
         assert codes == [0, 0] and "distill (2/2)  goes on" in said(workdir)
         agree(dict(np.load(out)), reference[1])
+
+
+def _inside_a_save(workdir, processes):
+    """Waits for the second stage to be in the middle of a save that is not its first."""
+    deadline = time.time() + TIMEOUT
+    folder = workdir / "checkpoints" / "distill"
+    while True:
+        assert time.time() < deadline and all(p.poll() is None for p in processes), said(workdir)
+        names = [path.name for path in folder.glob("*")] if folder.exists() else []
+        if any(name.isdecimal() for name in names) and any("orbax-checkpoint-tmp" in name for name in names):
+            return
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_process_that_is_killed_inside_a_save_loses_nothing_and_one_device_goes_on(dies, reference, tmp_path, cache):
+    workdir, out = tmp_path / "run", tmp_path / "products.npz"
+    often = {"checkpoint__every": 1, "distributed__lost_after": 10}
+    processes = spawn(workdir, devices=4, processes=2, cache=cache, **often, **SPLIT)
+    _inside_a_save(workdir, processes)
+    processes[dies].kill()
+    whole = max(int(path.name) for path in (workdir / "checkpoints" / "distill").glob("*") if path.name.isdecimal())
+    codes = finish(processes, 60)
+    assert codes[dies] == -signal.SIGKILL and codes[1 - dies] != 0
+    assert finish(spawn(workdir, devices=1, out=out, cache=cache, **often), TIMEOUT) == [0], said(workdir)
+    (step,) = re.findall(r"distill \(2/2\)  goes on from at step (\d+)", said(workdir))
+    assert int(step) >= whole and "is damaged" not in said(workdir)
+    agree(dict(np.load(out)), reference[1])
 
 
 def test_sigterm_to_one_process_stops_all_of_them_at_one_step(reference, tmp_path, cache):

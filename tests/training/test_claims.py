@@ -6,14 +6,17 @@ import os
 import pytest
 from tiny_runs import tiny
 
-from didr_jax.training.claims import compare
-from didr_jax.training.workdir import LAYOUT, make_workdir
+from didr_jax.training.claims import Claim, compare
+from didr_jax.training.workdir import LAYOUT, begin_anew, make_workdir
 from didr_jax.types import InputError
 
 
 def claim(workdir, config, *arguments, stage="pretrain", step=0, **options) -> list[str]:
-    """Compares and records, as a run does whose first step is done."""
-    return compare(config, str(workdir), *arguments, **options).record(stage, step)
+    """Compares and records, as a run does whose first step is done; one save at least is there then."""
+    lines = compare(config, str(workdir), *arguments, **options).record(stage, step)
+    if not (workdir / "checkpoints").exists():
+        with_saves(workdir, pretrain=5)
+    return lines
 
 
 def saved(workdir) -> dict:
@@ -30,7 +33,7 @@ def with_saves(workdir, **steps):
 def test_a_claim_leaves_the_config_to_read_and_nothing_else(tmp_path):
     workdir, config = tmp_path / "deep" / "run", tiny(seed=3)
     make_workdir(str(workdir))
-    assert claim(workdir, config) == []
+    assert compare(config, str(workdir)).record("pretrain", 0) == []
     found = saved(workdir)
     assert found["seed"] == 3 and found["stages"] == list(config.stages) and found["pretrain"]["optimizer"]["lr"] == 1e-3
     assert [path.name for path in workdir.iterdir()] == ["config.json"]
@@ -40,6 +43,47 @@ def test_comparing_writes_nothing(tmp_path):
     compare(tiny(), str(tmp_path))
     assert not list(tmp_path.iterdir())
     compare(tiny(seed=3), str(tmp_path))  # the mended one is as welcome as the first
+
+
+def test_a_run_that_saved_nothing_binds_nobody(tmp_path):
+    """Killed between its first step and its first save, it has nothing to lose."""
+    compare(tiny(), str(tmp_path)).record("pretrain", 0)
+    other = tiny(seed=3)
+    assert compare(other, str(tmp_path)).record("pretrain", 0) == [] and saved(tmp_path)["seed"] == 3
+    assert "history" not in saved(tmp_path)["didr_jax"]
+    (tmp_path / "checkpoints" / "corrupt" / "pretrain-10-1").mkdir(parents=True)  # a damaged save can be put back
+    with pytest.raises(InputError, match="seed .3 then, 0 now"):
+        compare(tiny(), str(tmp_path))
+
+
+def test_what_it_logged_does_not_mix_with_the_next_ones(tmp_path):
+    assert begin_anew(str(tmp_path)) == "" and os.listdir(tmp_path) == []
+    for reward in (1, 2):
+        (tmp_path / "metrics.jsonl").write_text(f"reward {reward}")
+        (tmp_path / "progress").mkdir()
+        (tmp_path / "notes.txt").write_text("mine")
+        aside = begin_anew(str(tmp_path))
+        assert sorted(os.listdir(tmp_path)) == ["notes.txt", "unsaved"]
+        assert sorted(os.listdir(aside)) == ["metrics.jsonl", "progress"]
+        assert (tmp_path / "unsaved" / "metrics.jsonl").read_text() == f"reward {reward}"
+    claim = Claim(tiny(), str(tmp_path), aside=aside)
+    assert claim.news() == [f"begins anew: what an earlier start logged and did not save is in {aside}"]
+
+
+def test_a_run_has_a_name_of_its_own_and_keeps_it(tmp_path):
+    names = set()
+    for workdir in (tmp_path / "a", tmp_path / "b"):
+        workdir.mkdir()
+        claim(workdir, tiny())
+        names.add(saved(workdir)["didr_jax"]["run"])
+        claim(workdir, tiny(seed=1), allowed=("seed",))
+        names.add(saved(workdir)["didr_jax"]["run"])
+    assert len(names) == 2
+    raw = saved(workdir)
+    del raw["didr_jax"]["run"]  # as an older version left it
+    (workdir / "config.json").write_text(json.dumps(raw))
+    claim(workdir, tiny(seed=1))
+    assert saved(workdir)["didr_jax"]["run"] not in names
 
 
 def test_the_same_config_is_welcome_again(tmp_path):
@@ -143,7 +187,8 @@ def test_what_is_changed_on_purpose_is_recorded_with_its_step_and_both_values(tm
     changed = tiny(pretrain__optimizer__lr=0.5, seed=1, log__every=9)
     (first, second) = claim(tmp_path, changed, allowed=("pretrain.optimizer", "seed"), step=10)
     assert first == "config.pretrain.optimizer.lr = 0.5 from step 10 of pretrain on (0.001 before)"
-    assert saved(tmp_path)["didr_jax"] == {
+    about = saved(tmp_path)["didr_jax"]
+    assert len(about.pop("run")) == 16 and about == {
         "layout": LAYOUT,
         "history": [
             {"stage": "pretrain", "step": 10, "key": "pretrain.optimizer.lr", "then": 0.001, "now": 0.5},

@@ -9,10 +9,10 @@ import pytest
 from tiny_runs import tiny, train_tiny
 
 from didr_jax.builders import make_schedule
+from didr_jax.exits import NotFinite
 from didr_jax.objectives import OBJECTIVES
 from didr_jax.rewards import RewardMix, RewardModel, readings
 from didr_jax.training import known
-from didr_jax.training.exits import NotFinite
 from didr_jax.training.metrics import read_metrics
 from didr_jax.training.parallel import made
 from didr_jax.training.recipe import Recipe

@@ -9,8 +9,8 @@ import pytest
 from jax.experimental import multihost_utils
 from tiny_runs import REPO
 
-from didr_jax.training import exits
-from didr_jax.training.exits import CannotSave, Hacked, NotFinite, Preempted, RunStopped, StopRequest
+from didr_jax import exits
+from didr_jax.exits import CannotSave, Hacked, NotFinite, Preempted, RunStopped, StopRequest
 
 ASKING = (signal.SIGTERM, signal.SIGINT)
 
@@ -75,7 +75,7 @@ def test_handlers_are_as_before_when_it_closes(ending, heard_outside):
 def test_a_second_sigterm_ends_the_process_at_once():
     program = """if True:
         import os, signal
-        from didr_jax.training.exits import StopRequest
+        from didr_jax.exits import StopRequest
         with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
             print("asked", stop.poll(), flush=True)
@@ -86,6 +86,50 @@ def test_a_second_sigterm_ends_the_process_at_once():
     assert ended.stdout == "asked True\n" and ended.returncode == -signal.SIGTERM, ended.stderr
 
 
+@pytest.mark.parametrize("number", ASKING)
+def test_what_needs_no_save_ends_at_once_and_says_what_it_was(number, heard_outside):
+    done = []
+    with StopRequest() as stop:
+        with pytest.raises(Preempted, match="was asked to stop while it slept; the same command") as stopped:
+            with stop.at_once("it slept"):
+                done.append("before")
+                signal.raise_signal(number)
+                done.append("after")
+        assert stop.poll() and done == ["before"] and stopped.value.code == 75
+        with pytest.raises(Preempted, match="while it went on"), stop.at_once("it went on"):
+            done.append("afterwards")
+        signal.raise_signal(signal.SIGTERM)
+    assert done == ["before"] and heard_outside == [signal.SIGTERM]
+
+
+def test_a_request_is_not_taken_for_a_failure_that_can_be_forgiven():
+    with StopRequest() as stop, pytest.raises(Preempted), stop.at_once("it tried"):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:
+            pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_request_that_python_swallows_is_heard_when_the_work_is_done():
+    class Careless:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)  # what a finaliser raises is printed and forgotten
+
+    done = []
+    with StopRequest() as stop, pytest.raises(Preempted), stop.at_once("it cleaned up"):
+        Careless()
+        done.append("after")
+
+
+def test_the_loop_is_not_ended_in_the_middle_of_a_step(heard_outside):
+    with StopRequest() as stop:
+        with stop.at_once("it began"):
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.poll()
+
+
 def test_of_several_processes_the_coordination_service_is_asked_with_numbers_that_grow(monkeypatch, heard_outside):
     """The service itself runs in tests/multiprocess; here, that no signal is taken from it and that no number comes twice."""
     polls = []
@@ -94,4 +138,6 @@ def test_of_several_processes_the_coordination_service_is_asked_with_numbers_tha
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGTERM)
         assert [stop.poll() for _ in range(4)] == [False, False, True, False]
-    assert polls == [1, 2, 3, 4] and heard_outside == [signal.SIGTERM]
+        with stop.at_once("all of them judge"):
+            signal.raise_signal(signal.SIGTERM)
+    assert polls == [1, 2, 3, 4] and heard_outside == [signal.SIGTERM] * 2

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny_runs import tiny, train_tiny
 
+from didr_jax.exits import Hacked
 from didr_jax.training.evaluation import Evaluator, Verdict
-from didr_jax.training.exits import Hacked
 from didr_jax.training.hacking import HackingWatch, Tolerance, Watched, fallen, in_words, noise, unharmed
 from didr_jax.training.metrics import read_metrics
 from didr_jax.training.parallel import held

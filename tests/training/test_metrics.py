@@ -13,8 +13,8 @@ from limits import no_file_larger_than
 from PIL import Image
 from tiny_runs import tiny
 
+from didr_jax.exits import CannotSave
 from didr_jax.training import metrics
-from didr_jax.training.exits import CannotSave
 from didr_jax.training.metrics import Progress, RunLog, read_metrics
 from didr_jax.types import InputError
 
@@ -214,7 +214,7 @@ def test_of_several_processes_only_the_first_tells(tmp_path, monkeypatch, capsys
 def clock(monkeypatch):
     """A clock that moves when told to."""
     moment = types.SimpleNamespace(seconds=1000.0)
-    monkeypatch.setattr(metrics, "time", types.SimpleNamespace(time=lambda: moment.seconds))
+    monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=lambda: moment.seconds))
     return moment
 
 
@@ -243,6 +243,18 @@ def test_a_rate_below_one_keeps_its_digits(tmp_path, clock, capsys):
     assert "11 img  0.004 img/s" in (told := capsys.readouterr().out) and "lr" not in told
     (record,) = read_metrics(str(tmp_path))
     assert record["images_per_second"] == 0.004 and record["lr"] == 0.5 and record["seconds"] == 2500
+
+
+def test_a_quiet_screen_gets_a_line_a_minute_and_the_last_and_the_file_gets_all(tmp_path, clock, capsys):
+    with log_of(tmp_path) as log:
+        progress = Progress(log, "align", "align", first=0, total=5000, batch_size=1, quiet=True)
+        progress.started(1)
+        for step in range(1, 5001):
+            progress.report(step, {"loss": 1.0})
+            clock.seconds += 0.1
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 10 and told[0].startswith("[0:00] align      1/5000") and "5000/5000" in told[-1]
+    assert len(read_metrics(str(tmp_path))) == 5000
 
 
 def test_pauses_do_not_count(tmp_path, clock):

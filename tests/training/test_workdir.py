@@ -11,9 +11,10 @@ import pytest
 from limits import no_file_larger_than
 from tiny_runs import REPO
 
-from didr_jax.training.exits import CannotSave
-from didr_jax.training.workdir import lock, make_workdir, write_json
+from didr_jax.exits import CannotSave
+from didr_jax.training.workdir import lock, make_workdir
 from didr_jax.types import InputError
+from didr_jax.whole_files import write_json
 
 
 def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path):

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from didr_jax.recipes.sprouts.parts import PARTS, VALUES, WORDS, draw_parts, with_other_mouth
-from didr_jax.training.workdir import whole_file
 from didr_jax.types import InputError
+from didr_jax.whole_files import whole_file
 
 VERSIONS = {"dicebear-core": "10.7.0", "dicebear-styles": "10.6.0", "resvg-py": "0.5.0"}
 SIDE = 64  # pixels

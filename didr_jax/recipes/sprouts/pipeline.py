@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ from didr_jax.training.evaluation import over_rows
 from didr_jax.training.parallel import to_host
 from didr_jax.training.run import Products, Run
 from didr_jax.training.startup import is_first_process
-from didr_jax.training.workdir import whole_file, write_json
 from didr_jax.types import PyTree
 from didr_jax.weights.blip import AESTHETIC
 from didr_jax.weights.clip import HF, HF_VISION
@@ -26,6 +24,7 @@ from didr_jax.weights.qwen3 import qwen3_table
 from didr_jax.weights.rules import Rule
 from didr_jax.weights.vae import VAE_TABLE
 from didr_jax.weights.zimage import zimage_table
+from didr_jax.whole_files import whole_file, whole_folder, write_json
 
 NEW = 1 / 8  # share of evaluation captions with a pair of plant and pot that was never trained on
 # file -> how many captions, of which seed, parts that none names, share that names a pair that was never trained on
@@ -45,10 +44,13 @@ def export(recipe, products: Products, run: Run) -> None:
     head = in_published_units(recipe, params["preference"], pictures)  # by all processes, as the lines before
     if not is_first_process():
         return
-    folder, dtype = run.path("export"), np.dtype(recipe.config.export.dtype)
-    shutil.rmtree(folder, ignore_errors=True)
-    write = lambda *names: _Folder(os.path.join(folder, *names), dtype)
+    with whole_folder(run.path("export")) as folder:
+        _write(recipe, params, latents, pictures, features, head, folder)
+    run.log.say(f"wrote {run.path('export')}")
 
+
+def _write(recipe, params, latents, pictures, features, head, folder: str) -> None:
+    write = lambda *names: _Folder(os.path.join(folder, *names), np.dtype(recipe.config.export.dtype))
     write_json(os.path.join(folder, "pipeline", "model_index.json"), networks.MODEL_INDEX)
     write_json(os.path.join(folder, "pipeline", "scheduler", "scheduler_config.json"), networks.SCHEDULER)
     networks.chat_tokenizer().save_pretrained(os.path.join(folder, "pipeline", "tokenizer"))
@@ -74,7 +76,6 @@ def export(recipe, products: Products, run: Run) -> None:
     for name, (n, seed, never, new) in PROMPTS.items():
         with whole_file(os.path.join(folder, "prompts", name)) as file:
             file.write("\n".join(prompts(n, seed, never, new)) + "\n")
-    run.log.say(f"wrote {folder}")
 
 
 def prompts(n: int, seed: int, never: Sequence[str] = ("mouth",), new: float = 0.0) -> list[str]:

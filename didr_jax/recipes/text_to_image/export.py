@@ -12,10 +12,10 @@ from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.training.parallel import to_host
 from didr_jax.training.run import Products, Run
 from didr_jax.training.startup import is_first_process
-from didr_jax.training.workdir import write_json
 from didr_jax.types import PyTree
 from didr_jax.weights.engine import to_torch
 from didr_jax.weights.files import write_safetensors
+from didr_jax.whole_files import whole_folder, write_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' names
 ADAPTER = "pytorch_lora_weights.safetensors"
@@ -26,7 +26,8 @@ def export(task: Task, products: Products, run: Run) -> None:
     """workdir/export/PART/ for diffusers' `from_pretrained`.  Of all files it reads, with full training, only configs."""
     params = to_host(run.load({"generator": products["align"]["generator"]})["generator"])
     if is_first_process():
-        write_export(task, params, run.path("export"), run.log.say)
+        with whole_folder(run.path("export")) as folder:
+            write_export(task, params, folder, run.log.say)
     run.log.say(f"wrote {run.path('export')}: {task.backbone.few_step}")
 
 

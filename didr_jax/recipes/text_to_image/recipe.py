@@ -21,8 +21,8 @@ from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Products, Run
 from didr_jax.training.stages import Stage, game_stage
 from didr_jax.training.startup import is_first_process
-from didr_jax.training.workdir import write_json
 from didr_jax.types import InputError
+from didr_jax.whole_files import write_json
 
 TRAIN = ("full", "lora")
 # Where things are kept, and what computes the same in another way: no part of what is trained.

@@ -20,8 +20,8 @@ from didr_jax.training.hacking import Tolerance, Watched
 from didr_jax.training.reports import picture_grid, save_picture, to_bytes, write_summary
 from didr_jax.training.run import Products, Run
 from didr_jax.training.startup import is_first_process
-from didr_jax.training.workdir import whole_file
 from didr_jax.types import PyTree, Weights
+from didr_jax.whole_files import whole_file
 
 Generator = tuple[PyTree, PyTree | None]  # (parameters, adapter)
 
