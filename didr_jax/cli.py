@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
 from didr_jax.reporting.page import Rewriting
 from didr_jax.training import origin
+from didr_jax.training.calibration import calibrate, told
 from didr_jax.training.claims import Claim, compare
 from didr_jax.training.exits import RunStopped
 from didr_jax.training.loop import train
@@ -31,8 +33,10 @@ from didr_jax.training.validate import validate
 from didr_jax.training.workdir import lock, make_workdir
 from didr_jax.types import InputError
 
-MODES = ("train", "sample", "eval", "export", "score", "tac", "compile")
-MODES_OF = {"step": ("sample", "eval", "export"), "allow_change": ("train",)}  # flags of some modes only
+MODES = ("train", "sample", "eval", "export", "score", "tac", "calibrate", "compile")
+MODES_OF = {"step": ("sample", "eval", "export", "calibrate"), "allow_change": ("train",)}  # flags of some modes only
+HOMELESS = ("calibrate", "compile")  # modes that need no workdir
+STEPPING = ("train", "calibrate")  # modes in which a stage makes steps
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -44,8 +48,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
 _MODE = flags.DEFINE_string("mode", "train", " | ".join(MODES))
 _STEP = flags.DEFINE_string(
-    "step", "", "Which save of the last stage is sampled, evaluated or exported: its step, latest or best (by "
-    "checkpoint.best), of an unfinished run too; empty: the last of a finished one."
+    "step", "", "Which save of the last stage is sampled, evaluated, exported or calibrated: its step, latest or best (by "
+    "checkpoint.best), of an unfinished run too; empty: the last of a finished one (calibrate: the stage's beginning)."
 )  # fmt: skip
 _ALLOW = flags.DEFINE_list(
     "allow_change", [], "Keys or sections of the config that a run may change on purpose when it goes on, e.g. "
@@ -69,6 +73,21 @@ def _compile(config) -> None:
     recipe = recipes.build(config).planned()
     recipe.check("compile")
     print(report(make_plan(main_stage(recipe, config), config, machine), config, recipe))
+
+
+def _calibrate(config, workdir: str) -> None:
+    """Prints which β to take; reads the workdir, if there is one, and writes nothing."""
+    recipe = recipes.build(config)
+    check(recipe, config, "calibrate")
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as held:
+        origin.pin(config, workdir or scratch)
+        log = RunLog(scratch)
+        held.callback(log.close)
+        run = Run(config, workdir or scratch, make_mesh(config.mesh), log)
+        with jax.set_mesh(run.mesh):
+            found = calibrate(recipe, run, _STEP.value)
+    if is_first_process():
+        print(told(found, config))
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -95,7 +114,7 @@ def _parse(argv: list[str]) -> list[str]:
         raise InputError(f"--mode={_MODE.value} is not known; {nearest(_MODE.value, MODES)}")
     check_step(_STEP.value)
     check_words(_MODE.value, {flag.name: flag.value for flag in (_STEP, _ALLOW)})
-    if not _WORKDIR.value and _MODE.value != "compile":
+    if not _WORKDIR.value and _MODE.value not in HOMELESS:
         raise InputError("--workdir is missing; name a directory for checkpoints, logs and pictures")
     return rest
 
@@ -138,6 +157,9 @@ def _run(_argv: list[str]) -> None:
         validate(config)
         if mode == "compile":
             return _compile(config)
+        if mode == "calibrate":
+            _calibrate(config, workdir)
+            return leave()
         recipe = recipes.build(config)
         check(recipe, config, mode)
         mesh = make_mesh(config.mesh)
@@ -195,10 +217,10 @@ def _nothing(stage: str, step: int) -> list[str]:
 
 def check(recipe: Recipe, config, mode: str) -> None:
     """Raises InputError for a mode that the recipe does not have, or that cannot work; writes nothing."""
-    if mode not in ("train", *recipe.modes):
+    if mode not in (*STEPPING, *recipe.modes):
         raise InputError(f"--mode={mode}: the recipe {config.recipe!r} has no such mode")
-    recipe.check(mode)
-    if mode == "train":
+    recipe.check("train" if mode in STEPPING else mode)
+    if mode in STEPPING:
         main_stage(recipe, config)  # every stage is put together once, of shapes: what would not work says so now
 
 

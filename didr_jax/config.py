@@ -125,6 +125,12 @@ def base() -> ml_collections.ConfigDict:
             start_timeout=300,  # seconds to wait for the others at start
             lost_after=100,  # seconds of silence after which a process counts as dead and the others end
         ),
+        calibrate=_section(  # --mode=calibrate, which proposes a beta; training reads none of it
+            ratio=0.3,  # wanted of pull_to_divergence: the reward's part of the generator's gradient to the divergence's
+            steps=10,  # steps of the TA before it is measured, with the generator at rest
+            batches=4,  # of the stage's size, that are measured
+            levels=8,  # rows of the table over noise levels
+        ),
         compile=_section(  # what --mode=compile plans for; training reads none of it
             topology="",  # v5e:4x4, v6e:4x4, v5p:2x2x4, h100:8, ...; empty: the devices of this process
             pipeline="",  # published architecture that is planned if weights.base is empty

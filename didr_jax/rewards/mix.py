@@ -58,6 +58,10 @@ class RewardMix:
                 "gradient; use 'covariance'"
             )
 
+    def only(self, name: str) -> "RewardMix":
+        """One of the trained rewards alone, at its weight."""
+        return RewardMix({name: self.models[name]}, {name: self.weights[name]})
+
     def tokenize(self, prompts: Sequence[str]) -> PyTree:
         """`{name: tokens}`, numpy arrays with leading axis b."""
         return {name: model.tokenize(prompts) for name, model in self.models.items()}

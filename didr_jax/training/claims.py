@@ -20,7 +20,7 @@ from didr_jax.training.workdir import newest_step, read_config, write_config
 from didr_jax.types import InputError
 
 # Sections and keys that do not define what is trained.  Recipes add their own.
-FREE = ("log", "checkpoint", "watch", "profile", "mesh", "distributed", "compile", "compiler", "unroll")
+FREE = ("log", "checkpoint", "watch", "profile", "mesh", "distributed", "calibrate", "compile", "compiler", "unroll")
 # The optimisers of a stage's section, and how many updates of each there are in a step.
 UPDATES: dict[str, Callable[[Any], int]] = {
     "optimizer": lambda stage: 1,

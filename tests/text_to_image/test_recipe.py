@@ -375,6 +375,12 @@ def test_two_devices_hold_half_of_the_parameters_each_and_compute_the_same(bench
 
 
 @pytest.mark.slow
+def test_calibration_takes_the_command_that_trains_and_no_workdir(bench, tmp_path):
+    said = bench.run(tmp_path / "none", "--mode=calibrate", "--config.calibrate.batches=1").stdout
+    assert "align at step 0" in said and "--config.align.beta=" in said and not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
 def test_samples_are_what_score_reads(bench, trained, tmp_path):
     bench.run(trained[0], "--mode=sample", "--config.sample.num=4", cache=trained[1])
     folder = trained[0] / "samples"

@@ -97,11 +97,11 @@ class Task:
         image = self.backbone.image.decode(frozen["vae"], x0)
         return jnp.where((jnp.abs(image) > 1) & jnp.isfinite(image), jnp.sign(image), image)
 
-    def score(self, frozen: PyTree, x0: Array, c: PyTree):
-        """`MixScore` of latents.  A sample that is not finite anywhere on the way gets no gradient."""
-        image = self.decode(frozen, finite_gradient(x0))
-        assert self.mix is not None, "nothing is scored without rewards"
-        return self.mix.apply(frozen["rewards"], image, c["tokens"])
+    def score(self, frozen: PyTree, x0: Array, c: PyTree, mix: RewardMix | None = None):
+        """`MixScore` of latents by the mix, or by a part of it.  A sample that is not finite anywhere gets no gradient."""
+        image, mix = self.decode(frozen, finite_gradient(x0)), mix or self.mix
+        assert mix is not None, "nothing is scored without rewards"
+        return mix.apply(frozen["rewards"], image, c["tokens"])
 
     def terms(self, frozen: PyTree, x0: Array, c: PyTree) -> dict[str, Array]:
         return readings(self.score(frozen, x0, c))
@@ -111,7 +111,13 @@ class Task:
             spread = lambda empty, like: jnp.broadcast_to(empty, like.shape).astype(like.dtype)
             return c | {"text": jax.tree.map(spread, frozen["no_text"], c["text"])}
 
+        def part(name):
+            assert self.mix is not None
+            only = self.mix.only(name)
+            return lambda frozen, x0, c: self.score(frozen, x0, c, only).total
+
         rewarded = self.mix is not None
+        several = self.mix.weights if self.mix is not None and len(self.mix.weights) > 1 else {}
         return Networks(
             schedule=self.backbone.schedule,
             event_shape=self.backbone.event_shape,
@@ -122,6 +128,7 @@ class Task:
             terms=self.terms if rewarded else None,
             unconditional=unconditional,
             few_step=self.backbone.few_step,
+            parts={name: part(name) for name in several},
         )
 
     # ------------------------------------------------------------------------------- parameters
