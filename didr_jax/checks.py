@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from didr_jax.types import InputError
 
@@ -11,6 +11,15 @@ def nearest(name: str, known) -> str:
     """` Did you mean a, b?`, or the list of what is known."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+MOST = 5  # names in a line
+
+
+def listed(names: Sequence[str], between: str = ", ") -> str:
+    """Names for an error's line, a few of them; all of them belong into its `details`."""
+    more = f" and {len(names) - MOST} more (--verbose lists all)" if len(names) > MOST else ""
+    return between.join(names[:MOST]) + more
 
 
 def require_choice(where: str, value: str, known) -> None:

@@ -56,6 +56,8 @@ _ALLOW = flags.DEFINE_list(
     "align.beta,rewards; recorded in config.json."
 )  # fmt: skip
 
+_VERBOSE = flags.DEFINE_bool("verbose", False, "Say all of what a refusal names only the first five of.")
+
 
 def _work(recipe: Recipe, run: Run, mode: str) -> None:
     """Trains and then evaluates, or does one of the recipe's other modes, in every process."""
@@ -96,7 +98,7 @@ def _parse(argv: list[str]) -> list[str]:
     for argument in argv:
         if argument.startswith(f"--config={SAVED}:"):  # here, as ml_collections would wrap what is wrong with it
             saved_config.get_config(argument.split(":", 1)[1])
-    for flag in (_CONFIG, _WORKDIR, _MODE, _STEP, _ALLOW):  # what --help lists, whichever file was started
+    for flag in (_CONFIG, _WORKDIR, _MODE, _STEP, _ALLOW, _VERBOSE):  # what --help lists, whichever file was started
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     try:
         rest = flags.FLAGS(argv)
@@ -226,6 +228,8 @@ def check(recipe: Recipe, config, mode: str) -> None:
 
 def _refuse(error: InputError) -> None:
     print(f"didr_jax: {error}", file=sys.stderr)
+    if flags.FLAGS.is_parsed() and _VERBOSE.value:
+        print(*(f"  {detail}" for detail in error.details), sep="\n", file=sys.stderr)
     sys.exit(2)
 
 

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from didr_jax.checks import nearest
+from didr_jax.checks import listed, nearest
 from didr_jax.config import flatten
 from didr_jax.training.optim import learning_rate
 from didr_jax.training.redact import redacted
@@ -81,7 +81,7 @@ class Claim:
         """A line for the log about keys that have since come, if there are any."""
         if not self.lacking:
             return []
-        return [f"config.json of {self.workdir} is older than {_few(self.lacking)}: today's defaults hold"]
+        return [f"config.json of {self.workdir} is older than {listed(self.lacking)}: today's defaults hold"]
 
 
 def compare(
@@ -130,7 +130,7 @@ def compare(
         keys = ",".join(text.split(" ", 1)[0] for text in blocking)
         others = f"a new workdir, the same values, or change them on purpose with --allow_change={keys}"
         remedy = "the values that it was trained with" if reading else others
-        raise InputError(f"--workdir={workdir} was trained with another config: {'; '.join(blocking)}. Use {remedy}")
+        raise InputError(f"--workdir={workdir} was trained with another config: {listed(blocking, '; ')}. Use {remedy}", blocking)
     _require_effect([c for c in changes if c.key not in steps], config, workdir)
     return Claim(config, workdir, changes, sorted(since), found[1])
 
@@ -138,10 +138,6 @@ def compare(
 def _within(key: str, names: Iterable[str]) -> bool:
     """Whether a key is one of the names, or in one of these sections."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def _few(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _require_known(allowed: Sequence[str], keys: Iterable[str]) -> None:

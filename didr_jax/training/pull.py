@@ -37,6 +37,7 @@ def measures_of(
         make_key, diffuse_key, objective_key = jax.random.split(key, 3)
         rows, i = draw_rows(networks, make_key, diffuse_key, c, times)
         c, z, noise, t = shard_rows(rows)
+        c = networks.prepared(frozen, c)
         x0 = networks.generator(state.generator, frozen, z, c, i)
         nets = bind(dataclasses.replace(networks, reward=reward), frozen, state.ta, c, guidance)
         at_beta = dataclasses.replace(settings, beta=beta)

@@ -97,14 +97,15 @@ def is_first_process() -> bool:
 def on_first(check: Callable[[], None]) -> None:
     """Runs `check` in process 0; an InputError there is raised in every process."""
     message = b""
+    details: tuple[str, ...] = ()
     if is_first_process():
         try:
             check()
         except InputError as error:
-            message = str(error).encode()
+            message, details = str(error).encode(), error.details
     if jax.process_count() > 1:
         buffer = np.zeros(4096, np.uint8)
         buffer[: min(len(message), 4096)] = np.frombuffer(message[:4096], np.uint8)
         message = multihost_utils.broadcast_one_to_all(buffer).tobytes().rstrip(b"\0")
     if message:
-        raise InputError(message.decode(errors="replace"))
+        raise InputError(message.decode(errors="replace"), details)

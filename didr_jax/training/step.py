@@ -52,6 +52,7 @@ class Networks:
         of which it is known (not nan), nan if there are none.  None: the mean of the reward.
       unconditional: `(frozen, c) -> ` the condition of the guidance's other branch; None if the recipe has none.
       few_step: the generator's steps; None: it has one, and i is 0.
+      prepare: `(frozen, c) -> c`, what conditions become on the devices before any function above sees them; None: nothing.
       parts: `{name: (frozen, x0, c) -> r [b]}`, the rewards that `reward` is the sum of, where there are several.
     """
 
@@ -64,7 +65,12 @@ class Networks:
     terms: Callable[[PyTree, Array, Any], dict[str, Array]] | None = None
     unconditional: Callable[[PyTree, Any], Any] | None = None
     few_step: FewStep | None = None
+    prepare: Callable[[PyTree, Any], Any] | None = None
     parts: Mapping[str, Callable[[PyTree, Array, Any], Array]] = dataclasses.field(default_factory=dict)
+
+    def prepared(self, frozen: PyTree, c: Any) -> Any:
+        """Conditions as the other functions take them."""
+        return c if self.prepare is None else self.prepare(frozen, c)
 
     @property
     def num_steps(self) -> int:
@@ -228,6 +234,7 @@ def make_game_step(
 
         def means(rows):
             c, z, noise, t = rows
+            c = networks.prepared(frozen, c)
             x0 = jax.lax.stop_gradient(networks.generator(generator, frozen, z, c, i))
 
             def mean_loss(params):
@@ -255,6 +262,7 @@ def make_game_step(
 
         def means(rows):
             (c, z, noise, t), row_keys = rows
+            c = networks.prepared(frozen, c)
             x0, pullback = jax.vjp(lambda p: networks.generator(p, frozen, z, c, i), params)
             bound_networks = bind(networks, frozen, ta, c, guidance)
             direction, aux = objective(x0, noise, t, row_keys, bound_networks, settings)

@@ -18,12 +18,15 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.weights.variant = ""  # of the files in the folders, e.g. fp16; empty: the plain ones
 
     config.data = ml_collections.ConfigDict()
-    config.data.prompts = ""  # .txt, .jsonl, .csv, .tsv or .parquet
+    config.data.prompts = ""  # .txt, .jsonl, .json, .csv, .tsv (also .gz), .parquet, or a folder of shards of one kind
     config.data.column = ""  # of a table; empty: prompt, caption or text
     config.data.limit = 0  # use the first so many prompts; 0: all
     config.data.cache = "~/.cache/didr_jax"  # where text embeddings are kept
     config.data.dtype = "float16"  # of the embeddings on disk: float16 | bfloat16 | float32
     config.data.batch_size = 32  # prompts embedded at once
+    # when: cache (before training, each distinct prompt once, kept on disk) | in_loop (each batch as it comes: no disk,
+    # but the text encoders stay on the devices)
+    config.data.encode = "cache"
 
     config.image = ml_collections.ConfigDict()
     config.image.height = 1024  # pixels

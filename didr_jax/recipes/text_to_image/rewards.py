@@ -57,12 +57,18 @@ def _arguments(name: str, section, clip_tokenizer: str | None, published: bool =
 
 
 def require_reward(objective: str, section) -> None:
-    """Raises InputError if an objective that needs a trained reward has none."""
+    """Raises InputError if an objective that needs a trained reward has none, or one is held out that is not there."""
     trained = set(chosen(section)) - set(section.held_out)
     if OBJECTIVES[objective].needs_reward and not trained:
         raise InputError(
             f"config.align.objective = {objective!r} needs a reward and none is configured: "
             f"set one of config.rewards.{{{', '.join(REWARDS)}}} that is not in config.rewards.held_out"
+        )
+    idle = [name for name in section.held_out if not section[name] and not REWARDS[name].held_out]
+    if idle:
+        raise InputError(
+            f"config.rewards.held_out names {', '.join(idle)}, which is not configured, so that nothing would be measured: set "
+            f"config.rewards.{idle[0]}, or leave it out"
         )
 
 

@@ -20,9 +20,10 @@ import numpy as np
 from didr_jax import lora
 from didr_jax.diffusion import to_x0
 from didr_jax.recipes.text_to_image.backbone import Backbone
-from didr_jax.recipes.text_to_image.conditions import PromptTable, prompt_table
+from didr_jax.recipes.text_to_image.conditions import Conditions, PromptTable, as_stored, prompt_table, prompt_tokens
 from didr_jax.recipes.text_to_image.rewards import open_mix
 from didr_jax.rewards import RewardMix, finite_gradient, readings
+from didr_jax.text.encoder import TextEncoder
 from didr_jax.text.prompts import read_prompts
 from didr_jax.training.parallel import held, made
 from didr_jax.training.step import Networks
@@ -52,17 +53,32 @@ class Task:
     def mix(self) -> RewardMix | None:
         return open_mix(self.config.rewards, self.backbone.clip_tokenizer, published=self.planning)
 
+    @property
+    def in_loop(self) -> bool:
+        """Whether the step embeds its prompts itself."""
+        return self.config.data.encode == "in_loop"
+
     @functools.cached_property
-    def conditions(self) -> PromptTable:
+    def encoder(self) -> TextEncoder:
+        """Of prompts; its weights are read where they are loaded."""
+        return self.backbone.encoder()
+
+    @functools.cached_property
+    def conditions(self) -> Conditions:
         """Of the training prompts."""
-        return self.table(self.prompts)
+        return prompt_tokens(self.prompts, self.encoder, self.mix) if self.in_loop else self.table(self.prompts)
 
     def table(self, prompts: list[str], with_tokens: bool = True) -> PromptTable:
         """Of any prompts, on disk; `with_tokens`: the rewards' too."""
         backbone, mix = self.backbone, self.mix if with_tokens else None
-        return prompt_table(prompts, self.config.data, backbone.encoder, backbone.text_digest(), mix)
+        return prompt_table(prompts, self.config.data, backbone.encoder, backbone.text_digest(), mix, backbone.longest)
 
     # -------------------------------------------------------------------------------- functions
+
+    def embed(self, frozen: PyTree, c: PyTree) -> PyTree:
+        """Conditions whose prompts are tokens yet, as the cache would have them."""
+        text = self.encoder.encode(frozen["text_encoder"], c["prompt"])
+        return {"text": as_stored(text, self.config.data.dtype), "tokens": c["tokens"]}
 
     def predict(self, params: PyTree, adapter: PyTree | None, x_t: Array, t: Array, c: PyTree) -> Array:
         """x̂0 of the network with the given parameters and adapter."""
@@ -129,6 +145,7 @@ class Task:
             unconditional=unconditional,
             few_step=self.backbone.few_step,
             parts={name: part(name) for name in several},
+            prepare=self.embed if self.in_loop else None,
         )
 
     # ------------------------------------------------------------------------------- parameters
@@ -137,7 +154,8 @@ class Task:
         """What the step reads and never changes."""
         kind = self.config.network.frozen_dtype
         parts = {"base": self.backbone.base.cast(kind), "no_text": self.no_text()} | self.finishing()
-        return parts | self.under_adapters()
+        encoder = {"text_encoder": self.encoder.weights} if self.in_loop else {}
+        return parts | encoder | self.under_adapters()
 
     def finishing(self, with_rewards: bool = True) -> dict[str, Weights]:
         """What turns latents into images and scores."""
@@ -156,9 +174,13 @@ class Task:
 
         def fill(shapes, places):
             zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
-            return held(zeros if self.backbone.zero_text else self.conditions.empty).load(places)
+            return held(zeros if self.backbone.zero_text else self._empty()).load(places)
 
         return Weights(self.backbone.text_shapes, fill)
+
+    def _empty(self) -> PyTree:
+        table = self.conditions
+        return (table if isinstance(table, PromptTable) else self.table([], with_tokens=False)).empty
 
     def start(self, who: str) -> Weights:
         """The parameters, or fresh adapters, that the generator or the TA begins with."""
