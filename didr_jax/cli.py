@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from didr_jax import recipes, saved_config
 from didr_jax.checks import nearest
+from didr_jax.command_help import asked_for_help, help_text
 from didr_jax.config import flatten
 from didr_jax.named_configs import SAVED, named_configs, with_paths
 from didr_jax.planning.plan import main_stage, make_plan
@@ -27,13 +28,23 @@ from didr_jax.training.loop import train
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import make_mesh
 from didr_jax.training.recipe import Recipe
+from didr_jax.training.redact import redacted
 from didr_jax.training.run import Run, check_step, saved_products
 from didr_jax.training.startup import is_first_process, leave, on_first, start
 from didr_jax.training.validate import validate
 from didr_jax.training.workdir import lock, make_workdir
 from didr_jax.types import InputError
 
-MODES = ("train", "sample", "eval", "export", "score", "tac", "calibrate", "compile")
+MODES = {
+    "train": "trains all stages, or goes on where it was, and evaluates",
+    "eval": "evaluates what was trained: tables, pictures, report.html",
+    "sample": "writes samples of the trained generator",
+    "export": "writes the trained generator for other programs",
+    "score": "scores a folder of images by the configured rewards",
+    "tac": "holds the configured rewards against people's rankings",
+    "calibrate": "proposes a beta: how hard the reward pulls against the divergence, over noise levels; writes nothing",
+    "compile": "plans a step on a machine that need not be here: memory, operations; touches no workdir",
+}
 MODES_OF = {"step": ("sample", "eval", "export", "calibrate"), "allow_change": ("train",)}  # flags of some modes only
 HOMELESS = ("calibrate", "compile")  # modes that need no workdir
 STEPPING = ("train", "calibrate")  # modes in which a stage makes steps
@@ -92,8 +103,22 @@ def _calibrate(config, workdir: str) -> None:
         print(told(found, config))
 
 
+def _help(argv: list[str]) -> None:
+    """Prints the flags, the modes, and the keys of the config if one is named; ends the process."""
+    path = next((a.split("=", 1)[1] for a in with_paths(argv) if a.startswith("--config=")), "")
+    said = {flag.name: flags.FLAGS[flag.name].help for flag in (_CONFIG, _WORKDIR, _STEP, _ALLOW, _VERBOSE)}
+    try:
+        config = _load(path) if path else None
+    except OSError as error:
+        raise InputError(f"--config={path} cannot be read ({error.strerror})") from None
+    print(help_text(said, MODES, config, path.split(":", 1)[0]))
+    sys.exit(0)
+
+
 def _parse(argv: list[str]) -> list[str]:
     """absl's flag parsing, with an unknown config key reported beside the nearest valid ones."""
+    if asked_for_help(argv):
+        _help(argv)
     argv = with_paths(saved_config.with_saved(argv))
     for argument in argv:
         if argument.startswith(f"--config={SAVED}:"):  # here, as ml_collections would wrap what is wrong with it
@@ -170,7 +195,8 @@ def _run(_argv: list[str]) -> None:
                 origin.pin(config, workdir)
             claims: list[Claim] = []
             on_first(lambda: claims.extend(_compare(recipe, config, workdir, mode, held)))
-            log = RunLog(workdir, config.log if mode == "train" else None)  # what only reads opens no tracker
+            told_of = redacted(config.to_dict())
+            log = RunLog(workdir, config.log if mode == "train" else None, told_of)  # what only reads opens no tracker
             held.callback(log.close)
             for line in claims[0].news() if claims else ():
                 log.say(line)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from didr_jax.checks import listed, nearest
 from didr_jax.config import flatten
+from didr_jax.training.contents import digest_at, digests_of
 from didr_jax.training.optim import learning_rate
 from didr_jax.training.redact import redacted
 from didr_jax.training.workdir import newest_step, read_config, write_config
@@ -47,6 +48,7 @@ class Claim:
       changes: what will be recorded.
       lacking: keys that the workdir's config.json does not have, as an older version wrote it.
       about: what config.json says of itself; its `history` has the earlier changes.
+      changed: keys whose path is the same and what is there is not.
       start: how this run was begun, as `report.html` tells it: its `program`, its `flags`, the `modes` that it has; None: what
         an earlier start said stays.
     """
@@ -57,6 +59,7 @@ class Claim:
     lacking: Sequence[str] = ()
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     start: Mapping[str, Any] | None = None
+    changed: Sequence[str] = ()
     _written: bool = False
 
     def record(self, stage: str, step: int) -> list[str]:
@@ -73,15 +76,19 @@ class Claim:
         changes = [{"stage": stage, "step": step, **change._asdict()} for change in self.changes]
         history = [*self.about.get("history", []), *changes]
         about = {**self.about, **(self.start or {})} | ({"history": history} if history else {})
+        about["digests"] = digests_of(flatten(self.config.to_dict()))
         write_config(self.workdir, self.config, about)
         self._written = True
         return [f"config.{c.key} = {c.now!r} from step {step} of {stage} on ({c.then!r} before)" for c in self.changes]
 
     def news(self) -> list[str]:
-        """A line for the log about keys that have since come, if there are any."""
+        """Lines for the log about keys that have since come, and about files that have since changed."""
+        lines = [
+            f"warning: config.{key} is not what it was: files there have changed since the run began" for key in self.changed
+        ]
         if not self.lacking:
-            return []
-        return [f"config.json of {self.workdir} is older than {listed(self.lacking)}: today's defaults hold"]
+            return lines
+        return lines + [f"config.json of {self.workdir} is older than {listed(self.lacking)}: today's defaults hold"]
 
 
 def compare(
@@ -119,6 +126,12 @@ def compare(
     changes = [
         c for c in changes if c.then != c.now and not _within(c.key, (*FREE, *free)) and not c.key.endswith(".micro_batches")
     ]
+    digests = found[1].get("digests")
+    digests = digests if isinstance(digests, dict) else {}
+    changes = [c for c in changes if not _same_content(c, digests)]
+    kept = {key: value for key, value in now.items() if key in digests and then.get(key) == value}
+    anew = digests_of(kept)
+    changed = sorted(key for key in kept if key in anew and anew[key] != digests[key])
     steps = {f"{name}.steps": name for name in config.stages if f"{name}.steps" in now}
     blocking = []
     for change in changes:
@@ -132,7 +145,13 @@ def compare(
         remedy = "the values that it was trained with" if reading else others
         raise InputError(f"--workdir={workdir} was trained with another config: {listed(blocking, '; ')}. Use {remedy}", blocking)
     _require_effect([c for c in changes if c.key not in steps], config, workdir)
-    return Claim(config, workdir, changes, sorted(since), found[1])
+    return Claim(config, workdir, changes, sorted(since), found[1], changed=changed)
+
+
+def _same_content(change: Change, digests: Mapping[str, Any]) -> bool:
+    """Whether a path became another, and what is there did not."""
+    paths = isinstance(change.then, str) and isinstance(change.now, str) and change.key in digests
+    return paths and digest_at(change.now) == digests[change.key]
 
 
 def _within(key: str, names: Iterable[str]) -> bool:

@@ -1,23 +1,22 @@
-"""What a run tells: lines on the screen, `metrics.jsonl`, and TensorBoard or a tracking service if asked.
+"""What a run tells: lines on the screen, `metrics.jsonl`, and TensorBoard or a tracking service if asked (`trackers`).
 
 `metrics.jsonl` is append-only.  A crash can tear its last line and a resumed run repeats the steps
 since its last save; `read_metrics` forgives both.  Of several processes only the first says anything.
 """
 
 import contextlib
-import importlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from PIL import Image
 
 from didr_jax.training.exits import CannotSave
 from didr_jax.training.startup import is_first_process
+from didr_jax.training.trackers import Rows, Sink, open_trackers
 from didr_jax.training.workdir import whole_file
-from didr_jax.types import InputError
 
 
 def _clock(seconds: float) -> str:
@@ -30,64 +29,22 @@ def _rate(per_second: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
-class Sink(NamedTuple):
-    """Where figures go besides metrics.jsonl: `write(stage, step, {name: float})`, `show(stage, step, {name: picture})`."""
-
-    write: Callable[[str, int, dict], None]
-    show: Callable[[str, int, dict], None]
-    close: Callable[[], None]
-
-
-def _tensorboard(workdir: str, section) -> Sink:
-    writer = _import("tensorboardX", "config.log.tensorboard").SummaryWriter(os.path.join(workdir, "tensorboard"))
-
-    def write(stage: str, step: int, values: dict) -> None:
-        for name, value in values.items():
-            writer.add_scalar(f"{stage}/{name}", value, step)
-
-    def show(stage: str, step: int, pictures: dict) -> None:
-        for name, picture in pictures.items():
-            writer.add_image(f"{stage}/{name}", picture, step, dataformats="HW" if picture.ndim == 2 else "HWC")
-
-    return Sink(write, show, writer.close)
-
-
-def _service(workdir: str, section) -> Sink:
-    """wandb, or trackio, which speaks the same calls."""
-    service = _import(section.service, "config.log.service")
-    run = service.init(project=section.project, name=os.path.basename(os.path.abspath(workdir)), resume="allow")
-
-    def write(stage: str, step: int, values: dict) -> None:
-        run.log({f"{stage}/{name}": value for name, value in values.items()} | {f"{stage}/step": step})
-
-    def show(stage: str, step: int, pictures: dict) -> None:
-        images = {f"{stage}/{name}": service.Image(picture) for name, picture in pictures.items()}
-        run.log(images | {f"{stage}/step": step})
-
-    return Sink(write, show, run.finish)
-
-
-def _import(module: str, knob: str):
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise InputError(f"{knob} needs the package {module}, which is not installed: pip install {module}") from None
-
-
 class RunLog:
     """The log of one run in `workdir`.
 
     Args:
       workdir: where `metrics.jsonl` and the event files go.
       section: `config.log`; None for `metrics.jsonl` alone.
+      config: what trackers are told of the run, secrets hidden.
 
     Raises:
       InputError: a package that the section asks for is not installed.
     """
 
-    def __init__(self, workdir: str, section=None):
+    def __init__(self, workdir: str, section=None, config: Mapping[str, Any] | None = None):
         self._started = time.time()
-        self._workdir, self._sinks, self._file = workdir, [], None
+        self._workdir, self._file = workdir, None
+        self._sinks: list[Sink] = []
         if not is_first_process():
             return
         path = os.path.join(workdir, "metrics.jsonl")
@@ -95,10 +52,8 @@ class RunLog:
         self._file = open(path, "a")
         if torn:
             self._file.write("\n")
-        if section is not None and section.tensorboard:
-            self._sinks.append(_tensorboard(workdir, section))
-        if section is not None and section.service:
-            self._sinks.append(_service(workdir, section))
+        if section is not None:
+            self._sinks = open_trackers(workdir, section, config or {})
 
     def seconds(self) -> float:
         """Since the run was started, this time."""
@@ -132,6 +87,11 @@ class RunLog:
                 Image.fromarray(picture).save(file, "PNG")
         for sink in self._sinks:
             sink.show(stage, step, pictures)
+
+    def summarise(self, rows: Rows) -> None:
+        """The summary, `{row: {name: float}}`, to the trackers."""
+        for sink in self._sinks:
+            sink.summarise(rows)
 
     def close(self) -> None:
         """Ends the log; of a full disk it has spoken before."""

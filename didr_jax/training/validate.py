@@ -9,6 +9,7 @@ from didr_jax.schedules import Schedule
 from didr_jax.training.hacking import HACKING
 from didr_jax.training.optim import MOMENT_DECAY, OPTIMIZERS
 from didr_jax.training.parallel import parse_rules
+from didr_jax.training.trackers import SERVICES
 from didr_jax.training.values import check_values, spell_out
 from didr_jax.types import InputError
 
@@ -20,7 +21,7 @@ def validate(config) -> None:
     schedule = make_schedule(config)
     require(len(config.stages) > 0, "stages", config.stages, "name at least one stage")
     require_choice("checkpoint.best_mode", config.checkpoint.best_mode, ("max", "min"))
-    require_choice("log.service", config.log.service, ("", "wandb", "trackio"))
+    require_choice("log.service", config.log.service, ("", *SERVICES))
     require_choice("watch.hacking", config.watch.hacking, HACKING)
     require_choice("profile.stage", config.profile.stage, ("", *config.stages))
     parse_rules(config.mesh.rules)

@@ -11,8 +11,9 @@ from tiny_runs import tiny
 from didr_jax.reporting.curves import curves
 from didr_jax.reporting.pairs import write_pairs
 from didr_jax.training.exits import CannotSave
-from didr_jax.training.metrics import RunLog, _tensorboard
+from didr_jax.training.metrics import RunLog
 from didr_jax.training.reports import save_picture, scatter, write_summary
+from didr_jax.training.trackers import _tensorboard
 from didr_jax.training.watch import write_stopped
 from didr_jax.training.workdir import lock, whole_file, write_json
 
@@ -65,7 +66,7 @@ def test_a_tracker_that_does_not_fit_is_one_line_and_does_not_come_back_at_the_e
     disk, _ = full
     log = RunLog(str(disk), tiny().log)
     (disk / "filler").unlink()
-    log._sinks.append(_tensorboard(str(disk), tiny().log))
+    log._sinks.append(_tensorboard(str(disk), {}))
     with open(disk / "filler", "wb", buffering=0) as file:
         try:
             while True:

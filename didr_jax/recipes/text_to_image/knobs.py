@@ -30,11 +30,11 @@ def text_to_image() -> ml_collections.ConfigDict:
 
     config.image = ml_collections.ConfigDict()
     config.image.height = 1024  # pixels
-    config.image.width = 1024
+    config.image.width = 1024  # pixels
 
     config.network = ml_collections.ConfigDict()
     config.network.generator = "full"  # what is trained of it: full | lora
-    config.network.ta = "full"
+    config.network.ta = "full"  # what is trained of the TA: full | lora
     config.network.generator_solver = "renoise"  # between its steps: renoise (LCM's and DMD2's) | ode (DDIM's, Euler's)
     config.network.dtype = "bfloat16"  # of the networks' computation
     config.network.param_dtype = "float32"  # of parameters that are trained in full
@@ -46,8 +46,8 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.network.vae_attention = "chunked"  # one head of 512 channels: xla or chunked
 
     config.lora = ml_collections.ConfigDict()
-    config.lora.rank = 32  # RTDMD, TDM-R1
-    config.lora.alpha = 64.0
+    config.lora.rank = 32  # of the adapters (RTDMD, TDM-R1)
+    config.lora.alpha = 64.0  # an adapter adds alpha/rank times its product
     config.lora.layers = ()  # expressions for the paths of adapted layers
 
     config.rewards = rewards()
@@ -59,7 +59,7 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.eval.prompts = ""  # a prompt file; empty: the training one
     config.eval.every = 500  # steps between evaluations while it trains; 0: none, only the report at the end
     config.eval.num = 16  # the first so many of its prompts
-    config.eval.batch_size = 4
+    config.eval.batch_size = 4  # images at once
     config.eval.columns = 4  # of the picture grids
     config.eval.pictures = 0  # how many images the grids show; 0: all
     # module:function (images uint8 [n, h, w, 3], prompts) -> {name: number}: figures of your own beside the rewards
@@ -68,7 +68,7 @@ def text_to_image() -> ml_collections.ConfigDict:
 
     config.sample = ml_collections.ConfigDict()
     config.sample.num = 16  # images of --mode=sample, for the first prompts of eval.prompts
-    config.sample.seed = 0
+    config.sample.seed = 0  # of its noise
 
     config.export = ml_collections.ConfigDict()
     config.export.dtype = "float16"  # of the files of --mode=export: float32 | float16 | bfloat16
@@ -76,14 +76,14 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.score = ml_collections.ConfigDict()
     config.score.images = ""  # folder of --mode=score
     config.score.prompts = ""  # .jsonl, .csv, .tsv or .parquet with an image name and a prompt a row
-    config.score.batch_size = 8
+    config.score.batch_size = 8  # images at once
     config.score.outside = False  # images may lie outside of that folder: absolute names, "..", links
 
     config.tac = ml_collections.ConfigDict()  # --mode=tac: are the rewards aligned with people? (docs/metrics.md)
     config.tac.rankings = ""  # people's: test.json of ImageRewardDB or HPDv2, a .parquet of Pick-a-Pic
     config.tac.images = ""  # folder of the pictures that it names; Pick-a-Pic holds its own
     config.tac.limit = 0  # use the first so many prompts; 0: all
-    config.tac.batch_size = 8
+    config.tac.batch_size = 8  # pictures at once
     return config
 
 
