@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from didr_jax.rankings import kendall_tau, pairs_right
@@ -81,7 +82,7 @@ def judge_rewards(
     if len(mix.weights) > 1:
         total = np.zeros(len(pictures))
         for name, weight in mix.weights.items():
-            total += weight * (scores[name] - mix.models[name].centre) / mix.models[name].spread
+            total += weight * np.asarray(mix.models[name].normalise(jnp.asarray(scores[name])))
         scores[MIX] = total
     ends = np.cumsum([len(ranked.pictures) for ranked in rankings])[:-1]
     return {name: agreement(rankings, np.split(values, ends)) for name, values in scores.items()}

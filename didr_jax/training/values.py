@@ -125,6 +125,8 @@ RANGES: Mapping[str, Range] = {
     "curvature": NONE_OR_MORE,
     "center": FINITE,
     "rewards.weights.*": FINITE,
+    "rewards.centre.*": FINITE,
+    "rewards.spread.*": POSITIVE,
     # evaluation
     "eval.every": NONE_OR_MORE,
     "num": COUNT,

@@ -1,6 +1,7 @@
 """The knobs that all text-to-image recipes share, each once, with its meaning: a recipe sets what differs and adds its own."""
 
 import ml_collections
+from ml_collections import config_dict
 
 from didr_jax.config import base, game
 from didr_jax.rewards import REWARDS
@@ -115,14 +116,19 @@ def stable_diffusion(pipeline: str, lr: float) -> ml_collections.ConfigDict:
 
 
 def rewards() -> ml_collections.ConfigDict:
-    """A reward is used if its own knob is given; the mix sums weight * (r - centre)/spread (didr_jax.rewards).
+    """A reward is used if its own knob is given; the mix sums weight * shape((r - centre)/spread) (didr_jax.rewards).
 
-    Every key but `held_out` and `weights` is told by the rewards' records.
+    Every key but `held_out` and the last five sections, which have a key for each reward, is told by the rewards' records.
     """
     section = ml_collections.ConfigDict()
     for record in REWARDS.values():
         for knob in record.knobs.values():
             section[knob.key] = knob.default
     section.held_out = tuple(name for name, record in REWARDS.items() if record.held_out)  # measured, never trained on
+    each = lambda value: ml_collections.ConfigDict({name: value() for name in REWARDS})
     section.weights = ml_collections.ConfigDict({name: record.weight for name, record in REWARDS.items()})  # in the mix
+    section.centre = each(lambda: config_dict.placeholder(float))  # in place of the reward's own; None: that
+    section.spread = each(lambda: config_dict.placeholder(float))  # in place of the reward's own; None: that
+    section.shape = each(str)  # of its value in the mix: hinge:M | clip:L,M (docs/rewards.md); empty: plain
+    section.prefix = each(str)  # what it reads before every prompt
     return section

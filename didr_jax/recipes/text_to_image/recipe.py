@@ -14,7 +14,7 @@ from didr_jax.recipes.text_to_image import advice, export, report
 from didr_jax.recipes.text_to_image.doubts import doubts
 from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator
 from didr_jax.recipes.text_to_image.task import Task
-from didr_jax.rewards.custom import try_out
+from didr_jax.rewards.custom import OWN, try_out
 from didr_jax.rewards.scoring import pairs_in, score_folder
 from didr_jax.rewards.tac import judge_rewards, rankings_in, table
 from didr_jax.training.evaluation import Evaluator
@@ -145,9 +145,10 @@ class TextToImage(Recipe):
         prompts = task.prompts
         if config.eval.prompts:
             report.first_prompts(task, config.eval.num)
-        if config.rewards.custom:
-            size = config.image.height, config.image.width
-            try_out(config.rewards.custom, config.rewards.custom_differentiable, size, [*prompts, ""][:2])
+        for name in (name for name in OWN if config.rewards[name]):
+            size, prefix = (config.image.height, config.image.width), config.rewards.prefix[name]
+            some = [prefix + prompt for prompt in [*prompts, ""][:2]]
+            try_out(config.rewards[name], config.rewards[f"{name}_differentiable"], size, some, name)
         resolve_estimator(config.align, task.mix)
         for weights in task.frozen().values():
             weights.check()
