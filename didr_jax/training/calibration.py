@@ -86,6 +86,7 @@ def calibrate(recipe: Recipe, run: Run, step: str = "") -> Calibration:
     stage = recipe.stages[name](products)
     if not stage.measures:
         raise InputError(f"--mode=calibrate: in stage {name!r} no reward pulls, so that there is no beta to find")
+    _require_divergence(stage)
     state, first = _state(stage, run, step)
     frozen, section = run.load(stage.frozen), run.config.calibrate
     with heartbeat(run.log.say, f"{name}  still measuring"):
@@ -97,6 +98,14 @@ def calibrate(recipe: Recipe, run: Run, step: str = "") -> Calibration:
         levels = _levels(sampler[ALL].at(beta), section.levels)
     samples = len(sampler[ALL].at(beta)["t"])
     return Calibration(name, first, samples, levels, found.pop(ALL), found)
+
+
+def _require_divergence(stage: Stage) -> None:
+    rows = jax.tree.map(lambda c: c[-1], stage.batch(0))
+    frozen = {name: weights.shapes for name, weights in stage.frozen.items()}
+    found = jax.eval_shape(stage.measures[ALL], stage.shapes, frozen, rows, jax.random.key(0), jnp.float32(1))
+    if "divergence" not in found:
+        raise InputError("--mode=calibrate: this objective is its reward alone: there is no divergence to compare it with")
 
 
 def _state(stage: Stage, run: Run, step: str) -> tuple[GameState, int]:
@@ -157,8 +166,6 @@ class _Samples:
     def ratio(self, beta: float) -> float:
         """Σ pull / Σ divergence; raises InputError if there is none."""
         found = self.at(beta)
-        if "divergence" not in found:
-            raise InputError("--mode=calibrate: this objective is its reward alone: there is no divergence to compare it with")
         pull, divergence = float(np.sum(found["pull"])), float(np.sum(found["divergence"]))
         if not (math.isfinite(pull) and math.isfinite(divergence) and divergence > 0):
             raise InputError(

@@ -49,6 +49,7 @@ class Claim:
       lacking: keys that the workdir's config.json does not have, as an older version wrote it.
       about: what config.json says of itself; its `history` has the earlier changes.
       changed: keys whose path is the same and what is there is not.
+      free: sections and keys, besides `FREE`, that do not define what is trained.
       start: how this run was begun, as `report.html` tells it: its `program`, its `flags`, the `modes` that it has; None: what
         an earlier start said stays.
     """
@@ -60,6 +61,7 @@ class Claim:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     start: Mapping[str, Any] | None = None
     changed: Sequence[str] = ()
+    free: Sequence[str] = ()
     _written: bool = False
 
     def record(self, stage: str, step: int) -> list[str]:
@@ -76,7 +78,9 @@ class Claim:
         changes = [{"stage": stage, "step": step, **change._asdict()} for change in self.changes]
         history = [*self.about.get("history", []), *changes]
         about = {**self.about, **(self.start or {})} | ({"history": history} if history else {})
-        about["digests"] = digests_of(flatten(self.config.to_dict()))
+        defining = {k: v for k, v in flatten(self.config.to_dict()).items() if not _within(k, (*FREE, *self.free))}
+        about = {key: value for key, value in about.items() if key != "digests"}
+        about |= {"digests": digests} if (digests := digests_of(defining)) else {}
         write_config(self.workdir, self.config, about)
         self._written = True
         return [f"config.{c.key} = {c.now!r} from step {step} of {stage} on ({c.then!r} before)" for c in self.changes]
@@ -119,7 +123,7 @@ def compare(
     then = flatten(redacted(raw))
     _require_known(allowed, now.keys() | then.keys())
     if found is None:
-        return Claim(config, workdir)
+        return Claim(config, workdir, free=free)
     since = {key: value for key, value in defaults(raw).items() if key in now and key not in then}
     then |= since
     changes = [Change(key, then.get(key), now.get(key)) for key in sorted(now.keys() | then.keys())]
@@ -145,7 +149,7 @@ def compare(
         remedy = "the values that it was trained with" if reading else others
         raise InputError(f"--workdir={workdir} was trained with another config: {listed(blocking, '; ')}. Use {remedy}", blocking)
     _require_effect([c for c in changes if c.key not in steps], config, workdir)
-    return Claim(config, workdir, changes, sorted(since), found[1], changed=changed)
+    return Claim(config, workdir, changes, sorted(since), found[1], changed=changed, free=free)
 
 
 def _same_content(change: Change, digests: Mapping[str, Any]) -> bool:
