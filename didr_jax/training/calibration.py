@@ -149,8 +149,10 @@ class _Samples:
 
     def __init__(self, measure: Measure, state: GameState, frozen: PyTree, batches: Sequence[PyTree], seed: int):
         whole = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
-        self._run = jax.jit(lambda *arguments: measure(*arguments), out_shardings=whole)
-        self._state, self._frozen, self._batches, self._seed = state, frozen, batches, seed
+        # numbers enter as numpy's, which are the same in every process
+        drawn = lambda state, frozen, c, i, beta: measure(state, frozen, c, step_key(seed, i), beta)
+        self._run = jax.jit(drawn, out_shardings=whole)
+        self._state, self._frozen, self._batches = state, frozen, batches
         self._known: dict[float, dict[str, np.ndarray]] = {}
 
     def at(self, beta: float) -> dict[str, np.ndarray]:
@@ -158,8 +160,8 @@ class _Samples:
         if beta not in self._known:
             parts = []
             for i, c in enumerate(self._batches):
-                key = step_key(self._seed, jnp.int32(i))
-                parts.append(to_host(settle(self._run(self._state, self._frozen, c, key, jnp.float32(beta)))))
+                found = settle(self._run(self._state, self._frozen, c, np.int32(i), np.float32(beta)))
+                parts.append(to_host(found))
             self._known[beta] = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
         return self._known[beta]
 
