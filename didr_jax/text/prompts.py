@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from didr_jax.checks import listed
 from didr_jax.types import InputError
 
 # Names under which a table may hold its prompts, best first.
@@ -191,7 +192,7 @@ def _parquet(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
         names = file.schema_arrow.names
         found = named(wanted, names)
         if not found:
-            raise InputError(_absent(str(path), wanted, names))
+            raise _absent(str(path), wanted, names)
         rows = (row for batch in file.iter_batches(columns=found) for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield f"{path}, row {number}", row
@@ -202,7 +203,7 @@ def _cell(row: Any, wanted: Sequence[str], where: str) -> str:
     names = list(row) if isinstance(row, dict) else []
     found = next(iter(named(wanted, names)), None)
     if found is None:
-        raise InputError(_absent(where, wanted, names))
+        raise _absent(where, wanted, names)
     if not isinstance(row[found], str | None):
         raise InputError(f"prompts: {where}: {found} is {row[found]!r}, not text")
     return plain(row[found] or "", where)
@@ -222,8 +223,9 @@ def plain(text: str, where: str) -> str:
     return text
 
 
-def _absent(where: str, wanted: Sequence[str], names: Sequence[str]) -> str:
-    return f"prompts: {where} has no column {' or '.join(wanted)}; it has {', '.join(map(str, names)) or 'none'}"
+def _absent(where: str, wanted: Sequence[str], names: Sequence[Any]) -> InputError:
+    held = [str(name) for name in names]
+    return InputError(f"prompts: {where} has no column {' or '.join(wanted)}; it has {listed(held) or 'none'}", held)
 
 
 # Kinds of files whose rows have columns, and all kinds.
