@@ -19,10 +19,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.law.means = ((2.0, 2.0), (2.0, -2.0), (-2.0, 2.0), (-2.0, -2.0))  # of the equally weighted components
     config.law.std = 0.35  # of each component, isotropic
 
-    config.reward = ml_collections.ConfigDict()  # r(x) = slope·x − ½ curvature ‖x − center‖²
-    config.reward.slope = (1.0, 0.5)
-    config.reward.curvature = 0.18
-    config.reward.center = (1.5, 2.5)
+    config.reward = ml_collections.ConfigDict()
+    config.reward.slope = (1.0, 0.5)  # of r(x) = slope·x − ½ curvature ‖x − center‖²
+    config.reward.curvature = 0.18  # of the same
+    config.reward.center = (1.5, 2.5)  # of the same
 
     config.network = ml_collections.ConfigDict()
     config.network.width = 128  # of the hidden layers

@@ -16,6 +16,6 @@ from didr_jax.recipes.text_to_image.knobs import stable_diffusion
 
 def get_config() -> ml_collections.ConfigDict:
     config = stable_diffusion("sdxl", lr=5e-7)  # [DMD2]
-    config.network.generator_timesteps = (399,)  # (999, 749, 499, 249) for four steps [DMD2]
+    config.network.generator_timesteps = (399,)  # [DMD2]; (999, 749, 499, 249) for four steps
     config.align.guidance = 8.0  # [DMD2]
     return config

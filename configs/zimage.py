@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.schedule.name = "rectified_flow"
     config.schedule.shift = 3.0  # times are drawn, and several steps placed, at 3u / (1 + 2u) for uniform u; Turbo's
 
-    config.data.max_length = 512  # tokens of a prompt, template included (ZImagePipeline): 2.6 MB a prompt in bfloat16
+    config.data.max_length = 512  # tokens of a prompt, template included (ZImagePipeline)
     config.data.encoder_dtype = "bfloat16"  # of Qwen3's parameters and computation: bfloat16 | float32
     config.data.dtype = "bfloat16"
 

@@ -2,15 +2,27 @@
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from didr_jax.types import InputError
 
+MOST, SHORT = 5, 12  # names in a line; of a list that is told whole, so that one can be chosen
+
 
 def nearest(name: str, known) -> str:
-    """` Did you mean a, b?`, or the list of what is known."""
+    """` Did you mean a, b?`, or the list of what is known, if it is a short one."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    names = sorted(known)
+    few = names if len(names) <= SHORT else [*names[:MOST], f"… {len(names)} in all"]
+    return f"known: {', '.join(few)}"
+
+
+def listed(names: Sequence[str], between: str = ", ") -> str:
+    """Names for an error's line, a few of them; all of them belong into its `details`."""
+    more = f" and {len(names) - MOST} more (--verbose lists all)" if len(names) > MOST else ""
+    return between.join(names[:MOST]) + more
 
 
 def require_choice(where: str, value: str, known) -> None:

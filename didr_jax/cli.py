@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from ml_collections import config_flags
 from didr_jax import recipes, saved_config
 from didr_jax.agreement import told_by_first
 from didr_jax.checks import nearest
+from didr_jax.command_help import asked_for_help, help_text
 from didr_jax.config import flatten
 from didr_jax.exits import CannotSave, RunStopped, StopRequest
 from didr_jax.named_configs import SAVED, named_configs, with_paths
@@ -21,11 +23,13 @@ from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
 from didr_jax.reporting.page import Rewriting
 from didr_jax.training import origin
+from didr_jax.training.calibration import calibrate, told
 from didr_jax.training.claims import RUN, Claim, compare
 from didr_jax.training.loop import train
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import make_mesh
 from didr_jax.training.recipe import Recipe
+from didr_jax.training.redact import redacted
 from didr_jax.training.run import Run, check_step, saved_products
 from didr_jax.training.startup import is_first_process, leave, on_first, start
 from didr_jax.training.validate import validate
@@ -33,8 +37,19 @@ from didr_jax.training.workdir import begin_anew, has_saves, lock, make_workdir
 from didr_jax.types import InputError
 from didr_jax.whole_files import of_the_disk
 
-MODES = ("train", "sample", "eval", "export", "score", "tac", "compile")
-MODES_OF = {"step": ("sample", "eval", "export"), "allow_change": ("train",)}  # flags of some modes only
+MODES = {
+    "train": "trains all stages, or goes on where it was, and evaluates",
+    "eval": "evaluates what was trained: tables, pictures, report.html",
+    "sample": "writes samples of the trained generator",
+    "export": "writes the trained generator for other programs",
+    "score": "scores a folder of images by the configured rewards",
+    "tac": "holds the configured rewards against people's rankings",
+    "calibrate": "proposes a beta: how hard the reward pulls against the divergence, over noise levels; writes nothing",
+    "compile": "plans a step on a machine that need not be here: memory, operations; touches no workdir",
+}
+MODES_OF = {"step": ("sample", "eval", "export", "calibrate"), "allow_change": ("train",)}  # flags of some modes only
+HOMELESS = ("calibrate", "compile")  # modes that need no workdir
+STEPPING = ("train", "calibrate")  # modes in which a stage makes steps
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -46,13 +61,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
 _MODE = flags.DEFINE_string("mode", "train", " | ".join(MODES))
 _STEP = flags.DEFINE_string(
-    "step", "", "Which save of the last stage is sampled, evaluated or exported: its step, latest or best (by "
-    "checkpoint.best), of an unfinished run too; empty: the last of a finished one."
+    "step", "", "Which save of the last stage is sampled, evaluated, exported or calibrated: its step, latest or best (by "
+    "checkpoint.best), of an unfinished run too; empty: the last of a finished one (calibrate: the stage's beginning)."
 )  # fmt: skip
 _ALLOW = flags.DEFINE_list(
     "allow_change", [], "Keys or sections of the config that a run may change on purpose when it goes on, e.g. "
     "align.beta,rewards; recorded in config.json."
 )  # fmt: skip
+
+_VERBOSE = flags.DEFINE_bool("verbose", False, "Say all of what a refusal names only the first five of.")
 
 
 def _work(recipe: Recipe, run: Run, mode: str) -> None:
@@ -73,13 +90,42 @@ def _compile(config) -> None:
     print(report(make_plan(main_stage(recipe, config), config, machine), config, recipe))
 
 
+def _calibrate(config, workdir: str) -> None:
+    """Prints which β to take; reads the workdir, if there is one, and writes nothing."""
+    recipe = recipes.build(config)
+    check(recipe, config, "calibrate")
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as held:
+        origin.pin(config, workdir or scratch)
+        log = RunLog(scratch)
+        held.callback(log.close)
+        run = Run(config, workdir or scratch, make_mesh(config.mesh), log)
+        with jax.set_mesh(run.mesh):
+            found = calibrate(recipe, run, _STEP.value)
+    if is_first_process():
+        print(told(found, config))
+
+
+def _help(argv: list[str]) -> None:
+    """Prints the flags, the modes, and the keys of the config if one is named; ends the process."""
+    path = next((a.split("=", 1)[1] for a in with_paths(argv) if a.startswith("--config=")), "")
+    said = {flag.name: flags.FLAGS[flag.name].help for flag in (_CONFIG, _WORKDIR, _STEP, _ALLOW, _VERBOSE)}
+    try:
+        config = _load(path) if path else None
+    except OSError as error:
+        raise InputError(f"--config={path} cannot be read ({error.strerror})") from None
+    print(help_text(said, MODES, config, path.split(":", 1)[0]))
+    sys.exit(0)
+
+
 def _parse(argv: list[str]) -> list[str]:
     """absl's flag parsing, with an unknown config key reported beside the nearest valid ones."""
+    if asked_for_help(argv):
+        _help(argv)
     argv = with_paths(saved_config.with_saved(argv))
     for argument in argv:
         if argument.startswith(f"--config={SAVED}:"):  # here, as ml_collections would wrap what is wrong with it
             saved_config.get_config(argument.split(":", 1)[1])
-    for flag in (_CONFIG, _WORKDIR, _MODE, _STEP, _ALLOW):  # what --help lists, whichever file was started
+    for flag in (_CONFIG, _WORKDIR, _MODE, _STEP, _ALLOW, _VERBOSE):  # what --help lists, whichever file was started
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     try:
         rest = flags.FLAGS(argv)
@@ -97,7 +143,7 @@ def _parse(argv: list[str]) -> list[str]:
         raise InputError(f"--mode={_MODE.value} is not known; {nearest(_MODE.value, MODES)}")
     check_step(_STEP.value)
     check_words(_MODE.value, {flag.name: flag.value for flag in (_STEP, _ALLOW)})
-    if not _WORKDIR.value and _MODE.value != "compile":
+    if not _WORKDIR.value and _MODE.value not in HOMELESS:
         raise InputError("--workdir is missing; name a directory for checkpoints, logs and pictures")
     return rest
 
@@ -140,6 +186,9 @@ def _run(_argv: list[str]) -> None:
         validate(config)
         if mode == "compile":
             return _compile(config)
+        if mode == "calibrate":
+            _calibrate(config, workdir)
+            return leave()
         recipe = recipes.build(config)
         check(recipe, config, mode)
         mesh = make_mesh(config.mesh)
@@ -148,7 +197,8 @@ def _run(_argv: list[str]) -> None:
                 origin.pin(config, workdir)
             claims: list[Claim] = []
             on_first(lambda: claims.extend(_compare(recipe, config, workdir, mode, held)))
-            log = RunLog(workdir, config.log if mode == "train" else None)  # what only reads opens no tracker
+            told_of = redacted(config.to_dict())
+            log = RunLog(workdir, config.log if mode == "train" else None, told_of)  # what only reads opens no tracker
             held.callback(log.close)
             for line in claims[0].news() if claims else ():
                 log.say(line)
@@ -214,15 +264,18 @@ def _nothing(stage: str, step: int) -> list[str]:
 
 def check(recipe: Recipe, config, mode: str) -> None:
     """Raises InputError for a mode that the recipe does not have, or that cannot work; writes nothing."""
-    if mode not in ("train", *recipe.modes):
+    if mode not in (*STEPPING, *recipe.modes):
         raise InputError(f"--mode={mode}: the recipe {config.recipe!r} has no such mode")
-    recipe.check(mode)
-    if mode == "train":
+    recipe.check("train" if mode in STEPPING else mode)
+    if mode in STEPPING:
         main_stage(recipe, config)  # every stage is put together once, of shapes: what would not work says so now
 
 
 def _refuse(error: InputError) -> None:
     _tell(error)
+    if flags.FLAGS.is_parsed() and _VERBOSE.value:
+        with contextlib.suppress(OSError):
+            print(*(f"  {detail}" for detail in error.details), sep="\n", file=sys.stderr)
     sys.exit(2)
 
 

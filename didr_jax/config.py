@@ -53,15 +53,16 @@ def game(steps: int, lr: float, batch_size: int = 64) -> ml_collections.ConfigDi
         guidance=1.0,  # classifier-free guidance scale w on the reference; 1 turns it off
         weighting="dmd2",  # w' of the score gap: dmd2 | x0 | ikl
         generator_t_min=0.02,  # range of the diffusion time in the generator's update (DMD2)
-        generator_t_max=0.98,
+        generator_t_max=0.98,  # its end
         ta_t_min=0.001,  # range of the diffusion time in the TA's update
-        ta_t_max=0.999,
+        ta_t_max=0.999,  # its end
         ta_weighting="v",  # prediction in whose units the TA's loss is measured: eps | v | velocity | x0
         ema=0.995,  # decay of the generator's moving average, which is what is evaluated [ours]
         # the reward's part
         beta=1.0,  # temperature of the tilt p_ref exp(r/beta), in units of the reward; small is strong
-        # of the diffused reward score: a key of didr_jax.diffused_reward.ESTIMATORS, or
-        estimator="conjugate",  # auto: drp, or covariance where the reward is a black box
+        # of the diffused reward score: a key of didr_jax.diffused_reward.ESTIMATORS, or auto: drp, and covariance where the
+        # reward is a black box
+        estimator="conjugate",
         num_steps=1,  # K: denoiser evaluations per short denoising
         num_samples=1,  # N: short denoisings per estimate, for the estimators that sample
         stochasticity=1.0,  # eta of their denoising: 0 deterministic, 1 ancestral
@@ -120,11 +121,17 @@ def base() -> ml_collections.ConfigDict:
         ),
         distributed=_section(  # processes of one run; all of them see the same workdir
             detect=True,  # join the others by what JAX finds of TPU pods, SLURM, Open MPI, Kubernetes
-            coordinator="",  # or name host:port of process 0,
-            processes=1,  # how many there are,
-            process=0,  # and which this one is
+            coordinator="",  # host:port of process 0, where detect finds none
+            processes=1,  # how many there are, with a coordinator
+            process=0,  # which this one is, with a coordinator
             start_timeout=300,  # seconds to wait for the others at start
             lost_after=100,  # seconds of silence after which a process counts as dead and the others end
+        ),
+        calibrate=_section(  # --mode=calibrate, which proposes a beta; training reads none of it
+            ratio=0.3,  # wanted of pull_to_divergence: the reward's part of the generator's gradient to the divergence's
+            steps=10,  # steps of the TA before it is measured, with the generator at rest
+            batches=4,  # of the stage's size, that are measured
+            levels=8,  # rows of the table over noise levels
         ),
         compile=_section(  # what --mode=compile plans for; training reads none of it
             topology="",  # v5e:4x4, v6e:4x4, v5p:2x2x4, h100:8, ...; empty: the devices of this process

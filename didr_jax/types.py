@@ -6,7 +6,7 @@ closed over: a `Denoiser` or `Reward` handed to a loss already knows what its ba
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -76,4 +76,12 @@ class InputError(ValueError):
 
     The message is one line that says what is wrong, where, and how to mend it; `run.py` prints it
     and exits with code 2 instead of showing a traceback.
+
+    Args:
+      message: that line.
+      details: what it tells only the first of (`checks.listed`), all of them; shown with --verbose.
     """
+
+    def __init__(self, message: str, details: Iterable[str] = ()):
+        super().__init__(message)
+        self.details = tuple(details)

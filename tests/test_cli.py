@@ -8,6 +8,7 @@ import pytest
 
 from configs import digits
 from didr_jax import recipes
+from didr_jax.checks import listed
 from didr_jax.cli import check
 from didr_jax.training.validate import validate
 from didr_jax.types import InputError
@@ -83,6 +84,29 @@ def test_an_objective_that_needs_a_reward_is_refused_in_a_stage_without_one(obje
         InputError, match=f"config.distill.objective = '{objective}' needs a reward, and stage 'distill' has none"
     ):
         check(recipe, config, "train")
+
+
+def test_a_refusal_names_five_and_counts_the_rest():
+    names = [f"image{i}" for i in range(8)]
+    assert listed(names[:5]) == "image0, image1, image2, image3, image4"
+    assert listed(names) == "image0, image1, image2, image3, image4 and 3 more (--verbose lists all)"
+
+
+def test_verbose_lists_all_that_a_refusal_counted(tmp_path):
+    (tmp_path / "base").mkdir()
+    sdxl = ["--config=sdxl", f"--config.weights.base={tmp_path / 'base'}"]
+    score = ["--mode=score", f"--config.score.images={tmp_path}", f"--config.score.prompts={tmp_path / 'p.csv'}"]
+    (tmp_path / "p.csv").write_text("image,prompt\n" + "".join(f"{i}.png,a\n" for i in range(8)))
+    score += ["--config.rewards.custom=os.path:join"]
+    told = run(*sdxl, *score, "--verbose", workdir=tmp_path / "run")
+    first = told.stderr.splitlines()[0]
+    assert (
+        told.returncode == 2
+        and "score: 8 images are not in" in first
+        and first.endswith("4.png and 3 more (--verbose lists all)")
+    )
+    assert [line.strip() for line in told.stderr.splitlines()[1:]] == [f"{i}.png" for i in range(8)]
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_config_and_missing_config_file(tmp_path):

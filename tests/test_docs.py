@@ -73,6 +73,7 @@ def given_to_pytest(command: str) -> None:
 
 SHORT = {  # beginning of a command -> how it is tried
     "python run.py": parsed,
+    "PYTHONPATH=. python run.py": parsed,
     "python -m didr_jax": parsed,
     "didr-jax": parsed,
     "python benchmarks/": helped,

@@ -1,5 +1,6 @@
 """Prompt files of every kind, and embeddings on disk."""
 
+import gzip
 import json
 import sys
 
@@ -89,6 +90,48 @@ def test_parquet_without_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match="pip install pyarrow"):
         read_prompts(tmp_path / "p.parquet")
+
+
+@pytest.mark.parametrize("name", [*FILES, "p.json"])
+def test_compressed_files_upper_case_endings_and_folders_of_shards(tmp_path, name):
+    rows = [{"Caption": PROMPTS[0]}, PROMPTS[1], {"prompt": "dog"}]
+    data = (FILES | {"p.json": json.dumps(rows, indent=1)})[name].encode("utf-8-sig")
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data))
+    assert read_prompts(tmp_path / f"{name}.gz") == PROMPTS
+    (tmp_path / name.upper()).write_bytes(data)
+    assert read_prompts(tmp_path / name.upper()) == PROMPTS
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for shard, content in ((f"part-00001.{name}", data), (f"part-00000.{name}.gz", gzip.compress(data)), ("README.md", b"about")):
+        (shards / shard).write_bytes(content)
+    assert read_prompts(shards) == PROMPTS * 2 and read_prompts(shards, limit=4) == PROMPTS + PROMPTS[:1]
+
+
+def test_a_column_is_found_in_either_case_and_as_it_is_written_first(tmp_path):
+    (tmp_path / "p.csv").write_text("id,Prompt\n1,a cat\n")
+    assert read_prompts(tmp_path / "p.csv") == read_prompts(tmp_path / "p.csv", "PROMPT") == ["a cat"]
+    (tmp_path / "p.jsonl").write_text('{"PROMPT": "shout", "prompt": "a cat"}\n{"Text": "a dog"}')
+    assert read_prompts(tmp_path / "p.jsonl") == ["a cat", "a dog"]
+
+
+def test_folders_and_compressed_files_that_cannot_be_used(tmp_path):
+    with pytest.raises(InputError, match="holds none of .txt"):
+        read_prompts(tmp_path)
+    (tmp_path / "a.txt").write_text("a cat")
+    (tmp_path / "b.jsonl").write_text('"a dog"')
+    with pytest.raises(InputError, match=r"files of several kinds \(.jsonl, .txt\); give a folder with shards of one kind"):
+        read_prompts(tmp_path)
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"a cat\n" * 1000)[:-20])
+    (tmp_path / "d.txt.gz").write_bytes(b"a cat")
+    for name in ("c.txt.gz", "d.txt.gz"):
+        with pytest.raises(InputError, match=f"cannot read .*{name}"):
+            read_prompts(tmp_path / name)
+    (tmp_path / "e.json").write_text('{"prompts": ["a cat"]}')
+    with pytest.raises(InputError, match="e.json holds no list"):
+        read_prompts(tmp_path / "e.json")
+    for name in ("f.gz", "f.parquet.gz"):
+        with pytest.raises(InputError, match=f"{name} is none of"):
+            read_prompts(tmp_path / name)
 
 
 def test_a_named_column(tmp_path):

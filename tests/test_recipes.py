@@ -16,9 +16,9 @@ from didr_jax.training.metrics import read_metrics
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def run(config, workdir, *arguments, timeout=300):
+def run(config, workdir, *arguments, timeout=300, **environment):
     command = [sys.executable, "run.py", f"--config=configs/{config}.py", f"--workdir={workdir}", *arguments]
-    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout)
+    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout, env=os.environ | environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -35,11 +35,14 @@ SHORT = {
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_a_short_run_trains_reports_and_is_not_redone(name, tmp_path):
+def test_a_short_run_trains_reports_and_is_not_redone(name, tmp_path, tmp_path_factory):
     few = [f"--config.{stage}.steps=6" for stage in SHORT[name]]
     few += ["--config.eval.samples=200", "--config.log.every=3", "--config.checkpoint.every=4"]
     few += ["--config.log.peak_tflops=0.05"]
-    first = run(name, tmp_path, *few)
+    # a few steps of each program: compiled in haste, and once for all runs
+    haste = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    haste |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
+    first = run(name, tmp_path, *few, **haste)
     assert "ETA" in first and "img/s" in first and "% of peak" in first
     rows = summary(tmp_path)
     assert len({tuple(row) for row in rows.values()}) == 1, "every model has every figure"
@@ -61,10 +64,10 @@ def test_a_short_run_trains_reports_and_is_not_redone(name, tmp_path):
         == page.count('class="pair small"')
     )
 
-    again = run(name, tmp_path, *few)
+    again = run(name, tmp_path, *few, **haste)
     assert "img/s" not in again and again.count("finished at step 6") == len(SHORT[name])
     assert summary(tmp_path) == rows
-    run(name, tmp_path, "--mode=sample", *few)
+    run(name, tmp_path, "--mode=sample", *few, **haste)
 
 
 def test_digit_splits_are_apart_stratified_and_whole():

@@ -11,8 +11,9 @@ pytest.importorskip("diffusers")
 
 from didr_jax.objectives import OBJECTIVES  # noqa: E402
 from didr_jax.recipes.text_to_image import knobs  # noqa: E402
-from didr_jax.recipes.text_to_image.rewards import chosen, open_mix, require_reward, resolve_estimator  # noqa: E402
+from didr_jax.recipes.text_to_image.rewards import PER_REWARD, chosen, open_mix, require_reward, resolve_estimator  # noqa: E402
 from didr_jax.rewards import REWARDS  # noqa: E402
+from didr_jax.rewards.custom import OWN  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from tests.parity.vocabularies import save_clip_tokenizer  # noqa: E402
 from tests.text_to_image.tiny_sdxl import save_clip  # noqa: E402
@@ -55,7 +56,8 @@ def test_every_reward_has_the_keys_that_its_record_tells():
     assert {key: config[key] for key in DEFAULTS} == DEFAULTS
     assert set(config.weights) == set(REWARDS) and set(config.weights.values()) == {1.0}
     told = {knob.key: knob for record in REWARDS.values() for knob in record.knobs.values()}
-    assert set(config) == set(told) | {"held_out", "weights"}
+    assert set(config) == set(told) | {"held_out", *PER_REWARD}
+    assert all(set(config[key]) == set(REWARDS) for key in PER_REWARD)
     for name, record in REWARDS.items():
         assert record.about and told[name] in record.knobs.values(), f"nothing turns {name} on"
         for knob in record.knobs.values():
@@ -80,6 +82,9 @@ def test_every_reward_is_in_the_documentation():
         ({"hps": "/nowhere"}, "config.rewards.clip_tokenizer is empty, but the reward 'hps' needs it"),
         ({"hps": "/nowhere", "clip_tokenizer": "x"}, "no such file or folder: /nowhere"),
         (REDNESS | {"weights": {"custom": 0.0}}, "weight 0 for custom"),
+        (REDNESS | {"shape": {"custom": "hinge"}}, "config.rewards.shape.custom = 'hinge': write hinge:M, or clip:L,M"),
+        (REDNESS | {"shape": {"custom": "clip:2,1"}}, "config.rewards.shape.custom = 'clip:2,1'"),
+        (REDNESS | {"shape": {"custom": "hinge:nan"}}, "config.rewards.shape.custom = 'hinge:nan'"),
     ],
 )
 def test_what_cannot_be_used_is_refused(values, message):
@@ -116,7 +121,7 @@ def test_an_empty_tokenizer_is_the_rewards_own_or_the_pipelines(clip, tmp_path, 
 def test_a_plan_opens_nothing():
     paths = {name: "/nowhere" for name, record in REWARDS.items() if record.published}
     mix = open_mix(section(**paths, held_out=()), None, published=True)
-    assert set(mix.models) == set(paths) == set(REWARDS) - {"custom"}
+    assert set(mix.models) == set(paths) == set(REWARDS) - set(OWN)
     for name, model in mix.models.items():
         assert jax.tree.leaves(model.weights.shapes), name
         assert jax.tree.leaves(model.tokenize(["a cat"]))[0].shape[0] == 1, name

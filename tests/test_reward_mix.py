@@ -48,6 +48,16 @@ def test_total_is_the_weighted_sum_of_normalised_scores():
     assert score.kept.all()
 
 
+def test_the_parts_of_a_mix_add_up_to_it():
+    mix = RewardMix(
+        {"a": toy("a", jnp.square, spread=4.0), "b": toy("b", jnp.sin), "c": toy("c", jnp.cos)}, {"a": 3.0, "b": -0.5}
+    )
+    alone = [both(mix.only(name), images()) for name in mix.weights]
+    score, grad = both(mix, images())
+    np.testing.assert_allclose(sum(part.total for part, _ in alone), score.total, rtol=1e-6)
+    np.testing.assert_allclose(sum(slope for _, slope in alone), grad, rtol=1e-5)
+
+
 def test_held_out_reward_is_measured_without_a_gradient():
     trained = {"a": toy("a", jnp.square)}
     alone, grad_alone = both(RewardMix(trained, {"a": 1.0}), images())

@@ -96,7 +96,7 @@ def test_unusable_prompt_files(tmp_path, name, text, message):
 
 def test_absent_and_damaged_images_and_rewards(folder):
     (folder / "p.csv").write_text("image,prompt\n8.png,a\n0.png,b\n9.png,c\n")
-    with pytest.raises(InputError, match="2 images are not in .*: 8.png, 9.png"):
+    with pytest.raises(InputError, match="2 images are not in .*: 8.png, 9.png$"):
         score_folder(folder, folder / "p.csv", [RED])
     (folder / "8.png").write_text("not an image")
     (folder / "p.csv").write_text("image,prompt\n8.png,a\n")

@@ -135,12 +135,21 @@ def test_scores_that_are_not_finite_are_counted():
         agreement(rankings, scores)
 
 
-def test_the_mode_asks_for_rewards_and_rankings_and_for_nothing_else():
+def test_the_mode_asks_for_rewards_and_rankings_and_for_nothing_else(tmp_path):
     config = sdxl.get_config()
     with pytest.raises(InputError, match="--mode=tac has no reward"):
         check(recipes.build(config), config, "tac")
     config.rewards.custom = "statistics:mean"
     with pytest.raises(InputError, match="config.tac.rankings is empty"):
         check(recipes.build(config), config, "tac")
-    config.tac.rankings = "test.json"
+    config.tac.rankings = str(tmp_path / "test.json")
+    with pytest.raises(InputError, match="cannot read .*test.json"):
+        check(recipes.build(config), config, "tac")
+    rows = [{"prompt": "a cat", "generations": ["a.png", "b.png"], "ranking": [1, 2]}]
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    with pytest.raises(InputError, match="2 pictures are not in"):
+        check(recipes.build(config), config, "tac")
+    config.tac.images = str(tmp_path)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
     check(recipes.build(config), config, "tac")

@@ -7,6 +7,7 @@ from typing import Any
 
 from flax.errors import FlaxError
 
+from didr_jax.checks import listed
 from didr_jax.types import InputError
 
 MOST = 2**20  # of any width or length
@@ -53,7 +54,7 @@ def check_config(
     known = {*used, *fixed, *free}
     refused += [f"{key} (unknown)" for key in raw if key not in known and not key.startswith("_")]
     if refused:
-        raise InputError(f"{class_name} config.json asks for what this port does not do: {', '.join(refused)}")
+        raise InputError(f"{class_name} config.json asks for what this port does not do: {listed(refused)}", refused)
 
 
 def require_sane(
@@ -79,7 +80,7 @@ def require_sane(
         if raw.get(key) is not None and not holds(raw[key])
     ]
     if odd:
-        raise InputError(f"{class_name} config.json: {', '.join(odd)}; fetch it again")
+        raise InputError(f"{class_name} config.json: {listed(odd)}; fetch it again", odd)
 
 
 def _each(value: Any, holds: Any) -> bool:

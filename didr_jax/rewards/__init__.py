@@ -13,6 +13,7 @@ from didr_jax.checks import nearest
 from didr_jax.rewards import aesthetic, clipscore, custom, dfn, hps, imagereward, pickscore
 from didr_jax.rewards.base import Knob, RewardModel, RewardRecord
 from didr_jax.rewards.mix import MixScore, RewardMix, finite_gradient, readings
+from didr_jax.rewards.shaping import shape_of
 from didr_jax.types import InputError
 
 __all__ = [
@@ -26,7 +27,7 @@ REWARDS: dict[str, RewardRecord] = {
     "clipscore": clipscore.REWARD,
     "dfn": dfn.REWARD,
     "aesthetic": aesthetic.REWARD,
-    "custom": custom.REWARD,
+    **custom.OWN,
 }
 
 
@@ -36,7 +37,7 @@ def load(name: str, options: Mapping[str, Any]) -> RewardModel:
     Args:
       name: a row of `REWARDS`, or any name if `options["kind"]` is such a row.
       options: arguments of that row's `load` (`weights`, `tokenizer`, `dtype`, ...), and `centre` and `spread` to
-        normalise it differently.
+        normalise it differently, a `shape` (`shaping.shape_of`) of its value in a mix, a `prefix` of its prompts.
 
     Raises:
       InputError: unknown reward, unknown or absent option, files that cannot be used.
@@ -48,12 +49,15 @@ def load(name: str, options: Mapping[str, Any]) -> RewardModel:
     units: dict[str, Any] = {key: float(options.pop(key)) for key in ("centre", "spread") if key in options}
     if units.get("spread", 1.0) <= 0:
         raise InputError(f"reward {name!r}: spread must be positive")
+    units["shape"] = shape_of(options.pop("shape", ""), f"config.rewards.shape.{name}")
+    prefix = options.pop("prefix", "")
     record = REWARDS[kind]
     try:
         inspect.signature(record.load).bind(**options)
     except TypeError as e:
         raise InputError(f"reward {name!r}: {e}") from None
-    return dataclasses.replace(record.load(**options), name=name, **units)
+    model = dataclasses.replace(record.load(**options), name=name, **units)
+    return model.prefixed(prefix) if prefix else model
 
 
 def load_mix(weights: Mapping[str, float], held_out: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> RewardMix:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from didr_jax.models import remat
+from didr_jax.rewards.shaping import Shape, plain
 from didr_jax.types import Array, PyTree, Weights
 
 
@@ -16,6 +17,8 @@ class RewardModel:
     `score(params, pixels, tokens) -> [b]`: float32 in the reward's published units, larger is better, each from its
     own sample alone.
     `tokenize(prompts) -> tokens`: numpy arrays with leading axis b.
+
+    `shape` bends the normalised value in a mix (`rewards.shaping`).
 
     `centre` and `spread` make different rewards comparable: a mix sums (r - centre)/spread.  For published rewards
     they are our choice: SDXL's mean score and what DIDR's longest training gained over it (2605.24001; for
@@ -30,6 +33,7 @@ class RewardModel:
     differentiable: bool = True
     centre: float = 0.0
     spread: float = 1.0
+    shape: Shape = plain
 
     def apply(self, params: PyTree, images: Array, tokens: PyTree) -> Array:
         """`images [b, h, w, 3]` in [-1, 1] and `tokens` -> scores `[b]`."""
@@ -37,7 +41,12 @@ class RewardModel:
 
     def normalise(self, score: Array) -> Array:
         """Published units -> the units of a mix."""
-        return (score - self.centre) / self.spread
+        return self.shape((score - self.centre) / self.spread)
+
+    def prefixed(self, prefix: str) -> "RewardModel":
+        """The reward, which reads every prompt after `prefix`."""
+        tokenize = self.tokenize
+        return dataclasses.replace(self, tokenize=lambda prompts: tokenize([prefix + prompt for prompt in prompts]))
 
 
 # (the loader's arguments as the config gives them, the pipeline's CLIP tokenizer or None) -> value, or None for none

@@ -38,7 +38,7 @@ def load(
     return RewardModel(name, Weights.join({}), lambda images: images, score, tokenize, differentiable, centre, spread)
 
 
-def try_out(path: str, differentiable: bool, size: tuple[int, int], prompts: Sequence[str]) -> None:
+def try_out(path: str, differentiable: bool, size: tuple[int, int], prompts: Sequence[str], name: str = "custom") -> None:
     """Calls the function once on black images of `size` (height, width), one per prompt, before a run relies on it.
 
     A differentiable one is only traced.
@@ -55,10 +55,10 @@ def try_out(path: str, differentiable: bool, size: tuple[int, int], prompts: Seq
             got = np.shape(function(np.zeros(shape, np.float32), list(prompts)))
     except Exception as e:
         said = " ".join(f"{type(e).__name__}: {e}".split())[:300]
-        raise InputError(f"config.rewards.custom: {path!r} fails on images of shape {shape}: {said}") from e
+        raise InputError(f"config.rewards.{name}: {path!r} fails on images of shape {shape}: {said}") from e
     if got != shape[:1]:
         raise InputError(
-            f"config.rewards.custom: {path!r} returned shape {got} for {shape[0]} images; "
+            f"config.rewards.{name}: {path!r} returned shape {got} for {shape[0]} images; "
             f"it must return one number per image, shape {shape[:1]}"
         )
 
@@ -92,11 +92,17 @@ def black_box(
     return lambda params, images, tokens: call(images, jnp.asarray(tokens["utf8"]))
 
 
-REWARD = RewardRecord(
-    load,
-    "a function of your own, in its own units",
-    knobs={
-        "path": Knob("custom", "module:function of your own"),
-        "differentiable": Knob("custom_differentiable", "made of jax operations; otherwise a black box", False),
-    },
-)
+def record(name: str) -> RewardRecord:
+    """Of the reward of one's own whose keys begin with `name`."""
+    return RewardRecord(
+        load,
+        "a function of your own, in its own units",
+        knobs={
+            "path": Knob(name, "module:function of your own (docs/rewards.md)"),
+            "differentiable": Knob(f"{name}_differentiable", "made of jax operations; otherwise a black box", False),
+        },
+    )
+
+
+FURTHER = ("custom2", "custom3", "custom4")
+OWN = {name: record(name) for name in ("custom", *FURTHER)}

@@ -12,7 +12,7 @@ from didr_jax.types import Array, InputError, PyTree, Weights
 
 
 class MixScore(NamedTuple):
-    """`total [b]`: Σ w (r - centre)/spread over the trained rewards, 0 where the sample was dropped;
+    """`total [b]`: Σ w shape((r - centre)/spread) over the trained rewards, 0 where the sample was dropped;
     `terms {name: [b]}`: every reward, held-out ones too, in published units and never repaired;
     `kept [b]`: False where the image or a trained reward is not finite."""
 
@@ -57,6 +57,10 @@ class RewardMix:
                 f"estimator {estimator!r} differentiates the reward, but {', '.join(self.black_boxes)} has no "
                 "gradient; use 'covariance'"
             )
+
+    def only(self, name: str) -> "RewardMix":
+        """One of the trained rewards alone, at its weight."""
+        return RewardMix({name: self.models[name]}, {name: self.weights[name]})
 
     def tokenize(self, prompts: Sequence[str]) -> PyTree:
         """`{name: tokens}`, numpy arrays with leading axis b."""

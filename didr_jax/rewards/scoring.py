@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from didr_jax.checks import listed
 from didr_jax.images import read_rgb, size_of
 from didr_jax.models.rows import alone
 from didr_jax.paths import lies_in
 from didr_jax.rewards.base import RewardModel
-from didr_jax.text.prompts import COLUMNS, TABLES, plain, read_rows
+from didr_jax.text.prompts import COLUMNS, TABLES, kind_of, named, plain, read_rows
 from didr_jax.types import InputError
 from didr_jax.whole_files import whole_file
 
@@ -31,7 +32,7 @@ def read_pairs(path: str | os.PathLike) -> list[Pair]:
     Raises:
       InputError: another kind of file, unreadable or empty; a row without an image or a prompt.
     """
-    if Path(path).suffix not in TABLES:
+    if not Path(path).is_dir() and kind_of(path) not in TABLES:
         raise InputError(f"prompts: {path} is none of {', '.join(TABLES)}")
     pairs = [
         (_field(row, IMAGE_FIELDS, where), _field(row, PROMPT_FIELDS, where))
@@ -44,7 +45,8 @@ def read_pairs(path: str | os.PathLike) -> list[Pair]:
 
 def _field(row: Any, names: Sequence[str], where: str) -> str:
     """The first of the row's fields of these names that is not empty."""
-    value = next((row[n] for n in names if isinstance(row, dict) and row.get(n)), None)
+    cells = row if isinstance(row, dict) else {}
+    value = next((cells[n] for n in named(names, list(cells)) if cells[n]), None)
     if not isinstance(value, str):
         raise InputError(f"prompts: {where} has no text under {' or '.join(names)}")
     return plain(value, where)
@@ -115,17 +117,12 @@ def score_folder(
       One dict a row of the prompt file, in its order: `image`, `prompt` and a score for each reward's name.
 
     Raises:
-      InputError: unreadable prompts or images (all absent files are named at once), images outside of the folder, no
+      InputError: unreadable prompts or images (all absent files are counted at once), images outside of the folder, no
         rewards, weights that do not fit.
     """
     if not rewards or len({r.name for r in rewards}) < len(rewards):
         raise InputError("score: give one or more rewards with different names")
-    pairs = read_pairs(prompts)
-    if not outside:
-        _require_inside(Path(images), [name for name, _ in pairs])
-    absent = sorted({name for name, _ in pairs if not os.path.isfile(Path(images) / name)})
-    if absent:
-        raise InputError(f"score: {len(absent)} images are not in {images}: {', '.join(absent)}")
+    pairs = pairs_in(images, prompts, outside)
     files = [Path(images) / name for name, _ in pairs]
     scores = score_pictures(files, [prompt for _, prompt in pairs], rewards, batch_size)
     rows: list[dict] = [
@@ -136,6 +133,24 @@ def score_folder(
         _write(Path(out), rows)
     print(table(rows, [r.name for r in rewards]))
     return rows
+
+
+def pairs_in(images: str | os.PathLike, prompts: str | os.PathLike, outside: bool = False) -> list[Pair]:
+    """`read_pairs` of a prompt file whose images are all there; opens none of them.
+
+    Args:
+      images, prompts, outside: as of `score_folder`.
+
+    Raises:
+      InputError: as `read_pairs`; images that are not there, or lie outside of the folder.
+    """
+    pairs = read_pairs(prompts)
+    if not outside:
+        _require_inside(Path(images), [name for name, _ in pairs])
+    absent = sorted({name for name, _ in pairs if not os.path.isfile(Path(images) / name)})
+    if absent:
+        raise InputError(f"score: {len(absent)} images are not in {images}: {listed(absent)}", absent)
+    return pairs
 
 
 def _require_inside(folder: Path, names: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from didr_jax.rankings import kendall_tau, pairs_right
@@ -74,22 +75,37 @@ def judge_rewards(
     Raises:
       InputError: unreadable files (all absent pictures are counted at once), or nothing to compare.
     """
-    rankings = read_rankings(path, limit)
-    absent = sorted({name for name in named(rankings) if not (Path(folder) / name).is_file()})
-    if absent:
-        raise InputError(
-            f"tac: {len(absent)} pictures are not in {folder or '(no folder given)'}, the first {absent[0]}; set config.tac.images to their folder"
-        )
+    rankings = rankings_in(path, folder, limit)
     pictures = [Path(folder) / each if isinstance(each, str) else each for ranked in rankings for each in ranked.pictures]
     prompts = [ranked.prompt for ranked in rankings for _ in ranked.pictures]
     scores = score_pictures(pictures, prompts, list(mix.models.values()), batch_size)
     if len(mix.weights) > 1:
         total = np.zeros(len(pictures))
         for name, weight in mix.weights.items():
-            total += weight * (scores[name] - mix.models[name].centre) / mix.models[name].spread
+            total += weight * np.asarray(mix.models[name].normalise(jnp.asarray(scores[name])))
         scores[MIX] = total
     ends = np.cumsum([len(ranked.pictures) for ranked in rankings])[:-1]
     return {name: agreement(rankings, np.split(values, ends)) for name, values in scores.items()}
+
+
+def rankings_in(path: str | os.PathLike, folder: str | os.PathLike, limit: int = 0) -> list[Ranked]:
+    """`read_rankings` of a file whose pictures are all there; opens none of them.
+
+    Args:
+      path, folder, limit: as of `judge_rewards`.
+
+    Raises:
+      InputError: as `read_rankings`, or pictures that are not in the folder.
+    """
+    rankings = read_rankings(path, limit)
+    absent = sorted({name for name in named(rankings) if not (Path(folder) / name).is_file()})
+    if absent:
+        where = folder or "(no folder given)"
+        raise InputError(
+            f"tac: {len(absent)} pictures are not in {where}, the first {absent[0]}; set config.tac.images to their folder",
+            absent,
+        )
+    return rankings
 
 
 def table(found: dict[str, Agreement]) -> str:

@@ -17,6 +17,7 @@ class TextEncoder:
       weights: of the networks; nothing is read of them before they are loaded.
       tokenize: b prompts -> {name: numpy array [b, ...]}.
       encode: `(params, tokens) -> {name: [b, ...]}`, each prompt from its own tokens alone; can be jitted.
+      length: `tokens -> [b]`, how many rows of a text's sequence count, where texts are of many lengths; the rest are zero.
       shapes: of what `encode` makes of one prompt, {name: `ShapeDtypeStruct` [1, ...]}.
     """
 
@@ -24,8 +25,9 @@ class TextEncoder:
     tokenize: Callable[[Sequence[str]], Tokens]
     encode: Callable[[PyTree, PyTree], dict[str, Array]]
     shapes: Mapping[str, jax.ShapeDtypeStruct]
+    length: Callable[[PyTree], Array] | None = None
 
 
-def text_encoder(weights: Weights, tokenize, encode) -> TextEncoder:
+def text_encoder(weights: Weights, tokenize, encode, length=None) -> TextEncoder:
     """A `TextEncoder` whose shapes are found by tracing."""
-    return TextEncoder(weights, tokenize, encode, jax.eval_shape(encode, weights.shapes, tokenize([""])))
+    return TextEncoder(weights, tokenize, encode, jax.eval_shape(encode, weights.shapes, tokenize([""])), length)

@@ -56,7 +56,7 @@ def qwen_encoder(folder: str | os.PathLike, max_length: int, dtype=jnp.float32, 
         return {"caption": jnp.where(mask[..., None], states, 0), "length": mask.sum(1)}
 
     weights = weights_of(open_tensors, qwen3_table(config), shapes, where=str(path)).cast(dtype)
-    return text_encoder(weights, tokenize_padded, encode)
+    return text_encoder(weights, tokenize_padded, encode, lambda tokens: jnp.asarray(tokens["mask"]).sum(1))
 
 
 def qwen_tokenizer(folder: str | os.PathLike):

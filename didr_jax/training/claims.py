@@ -13,15 +13,16 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from didr_jax.checks import nearest
+from didr_jax.checks import listed, nearest
 from didr_jax.config import flatten
+from didr_jax.training.contents import digest_at, digests_of
 from didr_jax.training.optim import learning_rate
 from didr_jax.training.redact import redacted
 from didr_jax.training.workdir import has_saves, newest_step, read_config, write_config
 from didr_jax.types import InputError
 
 # Sections and keys that do not define what is trained.  Recipes add their own.
-FREE = ("log", "checkpoint", "watch", "profile", "mesh", "distributed", "compile", "compiler", "unroll")
+FREE = ("log", "checkpoint", "watch", "profile", "mesh", "distributed", "calibrate", "compile", "compiler", "unroll")
 # The optimisers of a stage's section, and how many updates of each there are in a step.
 UPDATES: dict[str, Callable[[Any], int]] = {
     "optimizer": lambda stage: 1,
@@ -52,6 +53,8 @@ class Claim:
       lacking: keys that the workdir's config.json does not have, as an older version wrote it.
       about: what config.json says of itself; its `history` has the earlier changes, `RUN` the run's name.
       aside: the folder into which was put what an earlier start logged and did not save; empty: there was nothing.
+      changed: keys whose path is the same and what is there is not.
+      free: sections and keys, besides `FREE`, that do not define what is trained.
       start: how this run was begun, as `report.html` tells it: its `program`, its `flags`, the `modes` that it has; None: what
         an earlier start said stays.
     """
@@ -63,6 +66,8 @@ class Claim:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     aside: str = ""
     start: Mapping[str, Any] | None = None
+    changed: Sequence[str] = ()
+    free: Sequence[str] = ()
     _written: bool = False
 
     def record(self, stage: str, step: int) -> list[str]:
@@ -79,16 +84,22 @@ class Claim:
         changes = [{"stage": stage, "step": step, **change._asdict()} for change in self.changes]
         history = [*self.about.get("history", []), *changes]
         about = {**self.about, **(self.start or {})} | ({"history": history} if history else {})
+        defining = {k: v for k, v in flatten(self.config.to_dict()).items() if not _within(k, (*FREE, *self.free))}
+        about = {key: value for key, value in about.items() if key != "digests"}
+        about |= {"digests": digests} if (digests := digests_of(defining)) else {}
         write_config(self.workdir, self.config, about)
         self._written = True
         return [f"config.{c.key} = {c.now!r} from step {step} of {stage} on ({c.then!r} before)" for c in self.changes]
 
     def news(self) -> list[str]:
-        """Lines for the log about keys that have since come, and about an earlier start that saved nothing."""
+        """Lines for the log: an earlier start that saved nothing, files that have changed, keys that have since come."""
         lines = [f"begins anew: what an earlier start logged and did not save is in {self.aside}"] if self.aside else []
+        lines += [
+            f"warning: config.{key} is not what it was: files there have changed since the run began" for key in self.changed
+        ]
         if not self.lacking:
             return lines
-        return [*lines, f"config.json of {self.workdir} is older than {_few(self.lacking)}: today's defaults hold"]
+        return [*lines, f"config.json of {self.workdir} is older than {listed(self.lacking)}: today's defaults hold"]
 
 
 def compare(
@@ -119,13 +130,19 @@ def compare(
     then = flatten(redacted(raw))
     _require_known(allowed, now.keys() | then.keys())
     if found is None or not has_saves(workdir):
-        return Claim(config, workdir, about={RUN: secrets.token_hex(8)})
+        return Claim(config, workdir, about={RUN: secrets.token_hex(8)}, free=free)
     since = {key: value for key, value in defaults(raw).items() if key in now and key not in then}
     then |= since
     changes = [Change(key, then.get(key), now.get(key)) for key in sorted(now.keys() | then.keys())]
     changes = [
         c for c in changes if c.then != c.now and not _within(c.key, (*FREE, *free)) and not c.key.endswith(".micro_batches")
     ]
+    digests = found[1].get("digests")
+    digests = digests if isinstance(digests, dict) else {}
+    changes = [c for c in changes if not _same_content(c, digests)]
+    kept = {key: value for key, value in now.items() if key in digests and then.get(key) == value}
+    anew = digests_of(kept)
+    changed = sorted(key for key in kept if key in anew and anew[key] != digests[key])
     steps = {f"{name}.steps": name for name in config.stages if f"{name}.steps" in now}
     blocking = []
     for change in changes:
@@ -137,19 +154,21 @@ def compare(
         keys = ",".join(text.split(" ", 1)[0] for text in blocking)
         others = f"a new workdir, the same values, or change them on purpose with --allow_change={keys}"
         remedy = "the values that it was trained with" if reading else others
-        raise InputError(f"--workdir={workdir} was trained with another config: {'; '.join(blocking)}. Use {remedy}")
+        raise InputError(f"--workdir={workdir} was trained with another config: {listed(blocking, '; ')}. Use {remedy}", blocking)
     _require_effect([c for c in changes if c.key not in steps], config, workdir)
     about = {RUN: secrets.token_hex(8), **found[1]}  # an older version gave none
-    return Claim(config, workdir, changes, sorted(since), about)
+    return Claim(config, workdir, changes, sorted(since), about, changed=changed, free=free)
+
+
+def _same_content(change: Change, digests: Mapping[str, Any]) -> bool:
+    """Whether a path became another, and what is there did not."""
+    paths = isinstance(change.then, str) and isinstance(change.now, str) and change.key in digests
+    return paths and digest_at(change.now) == digests[change.key]
 
 
 def _within(key: str, names: Iterable[str]) -> bool:
     """Whether a key is one of the names, or in one of these sections."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def _few(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _require_known(allowed: Sequence[str], keys: Iterable[str]) -> None:

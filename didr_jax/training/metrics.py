@@ -1,4 +1,4 @@
-"""What a run tells: lines on the screen, `metrics.jsonl`, and TensorBoard or a tracking service if asked.
+"""What a run tells: lines on the screen, `metrics.jsonl`, and TensorBoard or a tracking service if asked (`trackers`).
 
 `metrics.jsonl` is append-only.  A crash can tear its last line and a resumed run repeats the steps
 since its last save; `read_metrics` forgives both.  Of several processes only the first says anything.
@@ -9,12 +9,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from PIL import Image
 
 from didr_jax.training.startup import is_first_process
-from didr_jax.training.trackers import Sink, service, tensorboard
+from didr_jax.training.trackers import Rows, Sink, open_trackers
 from didr_jax.whole_files import saving, whole_file
 
 QUIET = 60.0  # seconds between lines of figures on a screen that shall be quiet
@@ -36,12 +37,13 @@ class RunLog:
     Args:
       workdir: where `metrics.jsonl` and the event files go.
       section: `config.log`; None for `metrics.jsonl` alone.
+      config: what trackers are told of the run, secrets hidden.
 
     Raises:
       InputError: a package that the section asks for is not installed.
     """
 
-    def __init__(self, workdir: str, section=None):
+    def __init__(self, workdir: str, section=None, config: Mapping[str, Any] | None = None):
         self._started = time.monotonic()
         self._workdir, self._file = workdir, None
         self._sinks: list[Sink] = []
@@ -53,10 +55,8 @@ class RunLog:
             self._file = open(path, "a")
             if torn:
                 self._file.write("\n")
-            if section is not None and section.tensorboard:
-                self._sinks.append(tensorboard(workdir))
-            if section is not None and section.service:
-                self._sinks.append(service(workdir, section))
+            if section is not None:
+                self._sinks = open_trackers(workdir, section, config or {})
 
     def seconds(self) -> float:
         """Since the run was started, this time."""
@@ -88,6 +88,11 @@ class RunLog:
                 Image.fromarray(picture).save(file, "PNG")
         for sink in self._sinks:
             sink.show(stage, step, pictures)
+
+    def summarise(self, rows: Rows) -> None:
+        """The summary, `{row: {name: float}}`, to the trackers."""
+        for sink in self._sinks:
+            sink.summarise(rows)
 
     def close(self) -> None:
         """Ends the log; of a full disk it has spoken before."""

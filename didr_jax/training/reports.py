@@ -14,8 +14,9 @@ from didr_jax.whole_files import whole_file, write_json
 
 
 def write_summary(workdir: str, rows: dict[str, dict[str, float]], log: RunLog) -> None:
-    """`summary.json` (a row per model, a column per figure), and the same table on the screen."""
+    """`summary.json` (a row per model, a column per figure), and the same table on the screen and in the trackers."""
     write_json(os.path.join(workdir, "summary.json"), rows)
+    log.summarise(rows)
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     width = max(map(len, rows))
     log.say(" " * width + "".join(f"  {name:>{max(len(name), 7)}}" for name in columns))

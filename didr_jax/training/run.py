@@ -83,21 +83,32 @@ def saved_products(run: Run, step: str = "") -> Products:
         version's.
     """
     check_step(step)
-    products, last = {}, run.config.stages[-1]
+    products: dict[str, Mapping[str, Weights]] = {}
+    last = run.config.stages[-1]
     for name in run.config.stages:
-        saves, steps = run.saves(name, read_only=True), run.config[name].steps
-        latest = saves.latest()
-        if name == last and step and latest is not None:
-            chosen = _chosen(saves, step, name, run.config.checkpoint.best)
-            run.log.say(f"{name}  at step {chosen} of {steps}")
-        elif latest is not None and latest == steps:
-            chosen = latest
+        if name == last and step and (saves := run.saves(name, read_only=True)).latest() is not None:
+            products[name] = saves.products(chosen_step(saves, step, name, run))
         else:
-            at = f"at step {latest or 0} of {steps}"
-            remedy = "run --mode=train first" + (f", or see what it has with --step={LATEST}" if name == last and latest else "")
-            raise InputError(f"--workdir={run.workdir}: stage {name!r} is not finished ({at}); {remedy}")
-        products[name] = saves.products(chosen)
+            hint = f", or see what it has with --step={LATEST}" if name == last else ""
+            products[name] = left_by(name, run, "run --mode=train first", hint)
     return products
+
+
+def left_by(stage: str, run: Run, remedy: str, if_begun: str = "") -> Mapping[str, Weights]:
+    """The products of a stage; raises InputError, with a remedy, if it is not finished."""
+    saves, steps = run.saves(stage, read_only=True), run.config[stage].steps
+    latest = saves.latest()
+    if latest == steps:
+        return saves.products(steps)
+    at = f"at step {latest or 0} of {steps}"
+    raise InputError(f"--workdir={run.workdir}: stage {stage!r} is not finished ({at}); {remedy}{if_begun if latest else ''}")
+
+
+def chosen_step(saves: Checkpoints, step: str, stage: str, run: Run) -> int:
+    """The number of the save that `step`, as `saved_products` takes it, is; raises InputError if it is not there."""
+    chosen = _chosen(saves, step, stage, run.config.checkpoint.best)
+    run.log.say(f"{stage}  at step {chosen} of {run.config[stage].steps}")
+    return chosen
 
 
 def _chosen(saves: Checkpoints, step: str, stage: str, figure: str) -> int:

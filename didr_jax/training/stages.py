@@ -19,6 +19,7 @@ from didr_jax.training.checkpoint import STATE
 from didr_jax.training.evaluation import Evaluator
 from didr_jax.training.optim import learning_rate, make_optimizer
 from didr_jax.training.parallel import create
+from didr_jax.training.pull import Measure, measures_of
 from didr_jax.training.state import init_fit, init_game
 from didr_jax.training.step import Networks, make_fit_step, make_game_step, no_noise
 from didr_jax.types import InputError, PRNGKey, PyTree, Weights
@@ -46,6 +47,7 @@ class Stage:
       evals: by name, what judges the stage while it runs (`evaluation`).
       rates: learning rates by name, `steps done -> rate of the next update`, for the log.
       about: lines for the log before the first step; only called where the stage runs.
+      measures: of the reward and of each of its parts, how hard they pull at the generator (`training.pull`).
     """
 
     name: str
@@ -62,6 +64,7 @@ class Stage:
     evals: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
     rates: Mapping[str, Callable[[int], float]] = dataclasses.field(default_factory=dict)
     about: Callable[[], Sequence[str]] = tuple
+    measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
 
     def compiled(self, places: Any, mesh: Mesh) -> jax.stages.Wrapped:
         """The step as a jitted function that overwrites its state; `places`: where the state lives."""
@@ -207,6 +210,8 @@ def game_stage(
             *about(),
         )
 
+    settings = settings_of(section)
+    generator_times = section.generator_t_min, section.generator_t_max
     many = lambda a: jax.ShapeDtypeStruct((updates, n, *a.shape[1:]), a.dtype)
     return Stage(
         name=name,
@@ -217,14 +222,14 @@ def game_stage(
         step=make_game_step(
             networks,
             objective,
-            settings_of(section),
+            settings,
             tx_generator,
             tx_ta,
             seed=config.seed,
             guidance=section.guidance,
             ta_weighting=section.ta_weighting,
             ta_times=(section.ta_t_min, section.ta_t_max),
-            generator_times=(section.generator_t_min, section.generator_t_max),
+            generator_times=generator_times,
             ema_decay=section.ema,
             micro_batches=section.micro_batches,
             unroll=config.unroll,
@@ -240,4 +245,7 @@ def game_stage(
             "lr_ta": _rate(section.ta_optimizer, section.steps * section.ta_updates, section.ta_updates),
         },
         about=told,
+        measures=measures_of(
+            networks, objective, settings, guidance=section.guidance, times=generator_times, unroll=config.unroll
+        ),
     )

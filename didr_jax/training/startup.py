@@ -97,11 +97,14 @@ def is_first_process() -> bool:
 def on_first(check: Callable[[], None]) -> None:
     """Runs `check` in process 0; an InputError or a CannotSave there is raised in every process."""
     kinds, message = (InputError, CannotSave), ""
+    details: tuple[str, ...] = ()
     if is_first_process():
         try:
             check()
         except kinds as error:
             kind = next(i for i, kind in enumerate(kinds) if isinstance(error, kind))
             message = f"{kind}{error}"
+            details = error.details if isinstance(error, InputError) else ()
     if message := told_by_first(message):
-        raise kinds[int(message[0])](message[1:])
+        kind, text = kinds[int(message[0])], message[1:]
+        raise InputError(text, details) if kind is InputError else CannotSave(text)

@@ -14,8 +14,9 @@ gradients over those changes nothing but the order of sums.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -51,6 +52,8 @@ class Networks:
         of which it is known (not nan), nan if there are none.  None: the mean of the reward.
       unconditional: `(frozen, c) -> ` the condition of the guidance's other branch; None if the recipe has none.
       few_step: the generator's steps; None: it has one, and i is 0.
+      prepare: `(frozen, c) -> c`, what conditions become on the devices before any function above sees them; None: nothing.
+      parts: `{name: (frozen, x0, c) -> r [b]}`, the rewards that `reward` is the sum of, where there are several.
     """
 
     schedule: Schedule
@@ -62,6 +65,12 @@ class Networks:
     terms: Callable[[PyTree, Array, Any], dict[str, Array]] | None = None
     unconditional: Callable[[PyTree, Any], Any] | None = None
     few_step: FewStep | None = None
+    prepare: Callable[[PyTree, Any], Any] | None = None
+    parts: Mapping[str, Callable[[PyTree, Array, Any], Array]] = dataclasses.field(default_factory=dict)
+
+    def prepared(self, frozen: PyTree, c: Any) -> Any:
+        """Conditions as the other functions take them."""
+        return c if self.prepare is None else self.prepare(frozen, c)
 
     @property
     def num_steps(self) -> int:
@@ -157,6 +166,31 @@ def make_fit_step(
     return step
 
 
+def draw_rows(networks: Networks, make_key: PRNGKey, diffuse_key: PRNGKey, c: PyTree, times) -> tuple[tuple, Array]:
+    """The rows `(c, z, ε, t)` of a batch, and the step of the generator that they are for; `times`: the range of t."""
+    z_key, step_key = jax.random.split(make_key)
+    time_key, noise_key = jax.random.split(diffuse_key)
+    n = jax.tree.leaves(c)[0].shape[0]
+    i, z_shape = jnp.zeros((), jnp.int32), networks.event_shape
+    if networks.few_step is not None:
+        i, z_shape = networks.few_step.draw(step_key), networks.few_step.noise_shape(networks.event_shape)
+        times = networks.few_step.segment(i, *times)
+    z, noise = (jax.random.normal(key, (n, *shape)) for key, shape in ((z_key, z_shape), (noise_key, networks.event_shape)))
+    return (c, z, noise, draw_times(networks.schedule, time_key, n, *times)), i
+
+
+def bind(networks: Networks, frozen: PyTree, ta: PyTree, c: PyTree, guidance: float) -> Bound:
+    """What an objective may call, for one batch of conditions."""
+    reference = lambda x_t, t: networks.reference(frozen, x_t, t, c)
+    guided = None
+    if guidance != 1.0 and networks.unconditional is not None:
+        no_c = networks.unconditional(frozen, c)
+        guided = lambda x_t, t, x_c: guide(x_c, networks.reference(frozen, x_t, t, no_c), guidance)
+    score = networks.reward
+    reward = None if score is None else (lambda x0: score(frozen, x0, c))
+    return Bound(networks.schedule, lambda x_t, t: networks.ta(ta, frozen, x_t, t, c), reference, guided, reward)
+
+
 def make_game_step(
     networks: Networks,
     objective: Objective,
@@ -190,19 +224,8 @@ def make_game_step(
     the last row for the generator.
     """
     schedule, size = networks.schedule, math.prod(networks.event_shape)
+    draw = functools.partial(draw_rows, networks)
     settings = dataclasses.replace(settings, estimate=dataclasses.replace(settings.estimate, unroll=unroll))
-
-    def draw(make_key, diffuse_key, c, times):
-        """The rows `(c, z, ε, t)` of a batch, and the step of the generator that they are for."""
-        z_key, step_key = jax.random.split(make_key)
-        time_key, noise_key = jax.random.split(diffuse_key)
-        n = jax.tree.leaves(c)[0].shape[0]
-        i, z_shape = jnp.zeros((), jnp.int32), networks.event_shape
-        if networks.few_step is not None:
-            i, z_shape = networks.few_step.draw(step_key), networks.few_step.noise_shape(networks.event_shape)
-            times = networks.few_step.segment(i, *times)
-        z, noise = (jax.random.normal(key, (n, *shape)) for key, shape in ((z_key, z_shape), (noise_key, networks.event_shape)))
-        return (c, z, noise, draw_times(schedule, time_key, n, *times)), i
 
     def ta_update(carry, inputs, generator, frozen):
         params, opt, skipped = carry
@@ -211,6 +234,7 @@ def make_game_step(
 
         def means(rows):
             c, z, noise, t = rows
+            c = networks.prepared(frozen, c)
             x0 = jax.lax.stop_gradient(networks.generator(generator, frozen, z, c, i))
 
             def mean_loss(params):
@@ -222,16 +246,6 @@ def make_game_step(
         value, grads = over_micro_batches(means, rows, micro_batches, unroll)
         params, opt, norm, skip = guarded_update(tx_ta, grads, opt, params, value)
         return (params, opt, skipped + skip), (value, norm)
-
-    def bound(frozen, ta, c) -> Bound:
-        reference = lambda x_t, t: networks.reference(frozen, x_t, t, c)
-        guided = None
-        if guidance != 1.0 and networks.unconditional is not None:
-            no_c = networks.unconditional(frozen, c)
-            guided = lambda x_t, t, x_c: guide(x_c, networks.reference(frozen, x_t, t, no_c), guidance)
-        score = networks.reward
-        reward = None if score is None else (lambda x0: score(frozen, x0, c))
-        return Bound(schedule, lambda x_t, t: networks.ta(ta, frozen, x_t, t, c), reference, guided, reward)
 
     def finished(params, frozen, z, c, i, x0):
         """The sample that all steps make of z, of which x0 is the outcome of step i: what a reward is logged of."""
@@ -248,8 +262,9 @@ def make_game_step(
 
         def means(rows):
             (c, z, noise, t), row_keys = rows
+            c = networks.prepared(frozen, c)
             x0, pullback = jax.vjp(lambda p: networks.generator(p, frozen, z, c, i), params)
-            bound_networks = bound(frozen, ta, c)
+            bound_networks = bind(networks, frozen, ta, c, guidance)
             direction, aux = objective(x0, noise, t, row_keys, bound_networks, settings)
             loss_gradient = jax.grad(lambda x: jnp.mean(surrogate_loss(direction, x)) / size)(x0)
             terms = {}

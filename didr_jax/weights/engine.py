@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from didr_jax.agreement import agreed
+from didr_jax.checks import listed
 from didr_jax.finite import all_finite
 from didr_jax.types import InputError, PyTree, Weights
 from didr_jax.weights.files import Tensors
@@ -80,7 +81,7 @@ def weights_of(open_tensors: Callable[[], Tensors], table: Sequence[Rule], shape
         try:
             return function(tensors, table, *args, **options)
         except InputError as error:
-            raise InputError(f"{where}: {error}" if where else str(error)) from None
+            raise InputError(f"{where}: {error}" if where else str(error), error.details) from None
 
     def fill(shapes, shardings):
         load = lambda: told(to_flax, shapes, shardings=shardings)
@@ -110,12 +111,14 @@ def _matched(tensors: Tensors, table: Sequence[Rule], shapes: PyTree) -> tuple[d
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
     sources, problems = _sources(tensors, table, leaves)
     if problems:
-        raise InputError(f"weights do not fit the model: {'; '.join(problems)}")
+        said = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items())
+        details = [f"{kind}: {name}" for kind, names in problems.items() for name in names]
+        raise InputError(f"weights do not fit the model: {said}", details)
     return leaves, tree, sources
 
 
-def _sources(tensors: Tensors, table: Sequence[Rule], leaves: dict) -> tuple[dict, list[str]]:
-    """Flax path -> (stacked?, [view of each layer]), and what is wrong."""
+def _sources(tensors: Tensors, table: Sequence[Rule], leaves: dict) -> tuple[dict, dict[str, list[str]]]:
+    """Flax path -> (stacked?, [view of each layer]), and names of what is wrong, by what it is."""
     found: defaultdict[str, dict[int, Any]] = defaultdict(dict)
     unexpected: list[str] = []
     misshapen: list[str] = []
@@ -155,7 +158,7 @@ def _sources(tensors: Tensors, table: Sequence[Rule], leaves: dict) -> tuple[dic
         "misshapen": misshapen,
         "of integers where floating-point numbers belong (a quantised file; give the plain one)": list(dict.fromkeys(quantised)),
     }
-    return sources, [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    return sources, {kind: names for kind, names in kinds.items() if names}
 
 
 def _is_float(dtype: Any) -> bool:

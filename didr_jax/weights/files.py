@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from didr_jax.checks import listed
 from didr_jax.json_files import read_object
 from didr_jax.paths import lies_in
 from didr_jax.types import InputError
@@ -92,18 +93,18 @@ def _read_index(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"weights: {path} is not an index of shards (no weight_map of names)")
     names = sorted(set(shard_of.values()))
     if odd := [name for name in names if not name.endswith((".safetensors", *_PICKLES)) or not name.isprintable()]:
-        raise InputError(f"weights: {path} names shards that are no tensor files: {', '.join(map(repr, odd))}")
+        raise InputError(f"weights: {path} names shards that are no tensor files: {listed(list(map(repr, odd)))}", odd)
     if outside := [name for name in names if not _inside(path, name)]:
         raise InputError(
-            f"weights: {path} names shards outside of its folder: {', '.join(outside)}; put the files themselves beside it"
+            f"weights: {path} names shards outside of its folder: {listed(outside)}; put the files themselves beside it", outside
         )
     absent = [name[:200] for name in names if not os.path.isfile(path.parent / name)]  # names can be too long for a file
     if absent:
-        raise InputError(f"weights: {path} names shards that are not beside it: {', '.join(absent)}")
+        raise InputError(f"weights: {path} names shards that are not beside it: {listed(absent)}", absent)
     shards = {name: read_tensors(path.parent / name) for name in names}
     astray = sorted(name for name, s in shard_of.items() if name not in shards[s])
     if astray:
-        raise InputError(f"weights: {path} promises tensors its shards lack: {', '.join(astray)}")
+        raise InputError(f"weights: {path} promises tensors its shards lack: {listed(astray)}", astray)
     return {name: shards[s][name] for name, s in shard_of.items()}
 
 

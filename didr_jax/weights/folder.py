@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from didr_jax.checks import listed
 from didr_jax.json_files import read_object
 from didr_jax.types import InputError
 
@@ -16,8 +17,7 @@ def require_parts(folder: str | os.PathLike, where: str, parts: Iterable[str]) -
         raise InputError(f"config.{where}: no such folder: {folder}; give a pipeline in diffusers' format")
     absent = [part for part in parts if not (folder / part).exists()]
     if absent:
-        lacks = ", ".join(absent)
-        raise InputError(f"config.{where}: {folder} lacks {lacks}; give a whole pipeline in diffusers' format")
+        raise InputError(f"config.{where}: {folder} lacks {listed(absent)}; give a whole pipeline in diffusers' format", absent)
 
 
 def part_json(folder: str | os.PathLike, part: str, name: str = "config.json") -> dict[str, Any]:

@@ -17,6 +17,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from didr_jax import lora  # noqa: E402
 from didr_jax.objectives import OBJECTIVES  # noqa: E402
+from didr_jax.recipes.text_to_image.doubts import doubts  # noqa: E402
 from didr_jax.recipes.text_to_image.export import ADAPTER, WEIGHTS, write_export  # noqa: E402
 from didr_jax.recipes.text_to_image.report import PromptJudge  # noqa: E402
 from didr_jax.reporting.pairs import read_pairs  # noqa: E402
@@ -288,9 +289,42 @@ def test_conditions_are_rows_of_the_table_picked_by_seed_and_step(bench):
 
 def test_the_empty_prompt_is_the_last_row_of_the_table(bench):
     table = bench.recipe().task.conditions
-    assert all(len(column) == len(bench.row.tiny.PROMPTS) + 1 for column in table.text.values())
+    assert table.place.tolist() == list(range(len(bench.row.tiny.PROMPTS) + 1))
     alone = bench.recipe().task.table([""]).everything["text"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, table.empty)
+
+
+def test_prompts_embedded_in_the_loop_are_those_of_the_cache_to_the_last_bit(bench):
+    """Where as many are embedded at once."""
+    prompts = bench.row.tiny.PROMPTS
+    cached, loop = bench.recipe({"data.batch_size": len(prompts)}).task, bench.recipe({"data.encode": "in_loop"}).task
+    all_of_them = np.arange(len(prompts))
+    found = jax.jit(loop.embed)({"text_encoder": loop.frozen()["text_encoder"].load()}, loop.conditions.rows(all_of_them))
+    wanted = cached.conditions.rows(all_of_them)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert jax.tree.map(lambda a: a.dtype, found) == jax.tree.map(lambda a: a.dtype, wanted)
+    jax.tree.map(np.testing.assert_array_equal, loop.no_text().load(), cached.no_text().load())
+
+
+def test_a_plan_counts_text_encoders_that_stay_on_the_devices(bench):
+    unrewarded = {"rewards.hps": "", "rewards.pickscore": "", "rewards.held_out": (), "data.encode": "in_loop"}
+    recipe = bench.recipe(unrewarded)
+    planned, real = recipe.planned().align({}), recipe.align({})
+    assert planned.frozen["text_encoder"].shapes == bench.recipe().task.encoder.weights.shapes
+    plain = lambda a: (a.shape, jnp.dtype(a.dtype))
+    drawn = bench.recipe({"data.encode": "in_loop"}).align({}).batch(0)["prompt"]
+    assert jax.tree.map(plain, planned.batch_shapes["prompt"]) == jax.tree.map(plain, drawn) and real.frozen.keys() >= {
+        "text_encoder"
+    }
+
+
+@pytest.mark.slow
+def test_a_step_that_embeds_its_prompts_is_the_step_of_the_cache(bench):
+    _, cached, _ = runs.train(bench.recipe(), steps=2)
+    _, loop, untouched = runs.train(bench.recipe({"data.encode": "in_loop"}), steps=2)
+    assert untouched
+    for name, value in cached.items():
+        assert loop[name] == pytest.approx(value, rel=1e-4), name
 
 
 def test_adapters_train_on_a_frozen_base_and_export_merged_and_alone(bench, tmp_path):
@@ -397,6 +431,12 @@ def test_two_devices_hold_half_of_the_parameters_each_and_compute_the_same(bench
 
 
 @pytest.mark.slow
+def test_calibration_takes_the_command_that_trains_and_no_workdir(bench, tmp_path):
+    said = bench.run(tmp_path / "none", "--mode=calibrate", "--config.calibrate.batches=1").stdout
+    assert "align at step 0" in said and "--config.align.beta=" in said and not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
 def test_samples_are_what_score_reads(bench, trained, tmp_path):
     bench.run(trained[0], "--mode=sample", "--config.sample.num=4", cache=trained[1])
     folder = trained[0] / "samples"
@@ -461,6 +501,25 @@ def test_a_part_whose_weights_do_not_fit_is_refused_before_prompts_are_embedded(
 
 
 @pytest.mark.parametrize(
+    "part, pattern, mode",
+    [
+        ("vae", "*.safetensors", "train"),
+        ("vae", "config.json", "eval"),
+        ("text_encoder", "*.safetensors", "sample"),
+        ("text_encoder", "config.json", "train"),
+        ("tokenizer", "[tv]o*.json", "train"),
+    ],
+)
+def test_a_file_that_is_cut_is_one_line_before_prompts_are_embedded(bench, tmp_path, part, pattern, mode):
+    shutil.copytree(bench.settings["weights.base"], tmp_path / "base")
+    for path in (tmp_path / "base" / part).glob(pattern):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    message = bench.refused({"weights.base": str(tmp_path / "base"), "data.cache": str(tmp_path / "cache")}, mode)
+    assert str(tmp_path / "base" / part) in message and "cache" not in message.replace(str(tmp_path), "")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
     "change, fragments",
     [
         ({"weights.base": ""}, ["config.weights.base is empty"]),
@@ -469,6 +528,10 @@ def test_a_part_whose_weights_do_not_fit_is_refused_before_prompts_are_embedded(
         ({"data.prompts": ""}, ["config.data.prompts is empty"]),
         ({"data.prompts": "/nowhere.txt"}, ["cannot read /nowhere.txt"]),
         ({"eval.prompts": "/nowhere.txt"}, ["cannot read /nowhere.txt"]),
+        ({"eval.num": 0}, ["config.eval.num = 0", "at least 1"]),
+        ({"export.dtype": "int8"}, ["config.export.dtype = 'int8'", "float16"]),
+        ({"rewards.held_out": ("hpsv2",)}, ["config.rewards.held_out = 'hpsv2' is not known", "did you mean hps"]),
+        ({"rewards.held_out": ("imagereward",)}, ["held_out names imagereward, which is not configured"]),
         ({"eval.judge": "nowhere:told"}, ["config.eval.judge = 'nowhere:told'", "cannot import nowhere"]),
         ({"eval.judge": "didr_jax.types"}, ["config.eval.judge", "module:function"]),
         ({"image.width": 0}, ["config.image.width = 0"]),
@@ -487,6 +550,20 @@ def test_what_cannot_be_used_is_refused_before_work(bench, change, fragments):
     assert all(fragment in message for fragment in fragments), message
 
 
+def test_a_prompt_that_the_evaluation_would_stumble_over_is_found_first(bench, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a cat"}\n{"prompt": 3}\n')
+    assert "line 2: prompt is 3, not text" in bench.refused({"eval.prompts": str(tmp_path / "prompts.jsonl")})
+
+
+def test_adapters_at_the_rate_of_a_full_fine_tune_are_warned_of(bench):
+    rates = {"align.generator_optimizer.lr": 1e-6, "align.ta_optimizer.lr": 1e-4}
+    lines = list(doubts(bench.recipe(bench.row.adapters, rates).config))
+    assert len(lines) == 1 and "config.align.generator_optimizer.lr = 1e-06, a full fine-tune's rate" in lines[0]
+    assert not list(
+        doubts(bench.recipe(bench.row.full, {"align.ta_optimizer.lr": 1e-6, "align.generator_optimizer.lr": 1e-6}).config)
+    )
+
+
 def test_sides_that_the_networks_cannot_do_are_refused(bench):
     side = bench.row.tiny.HEIGHT + 1
     message = bench.refused({"image.height": side})
@@ -501,5 +578,7 @@ def test_refusals_leave_with_code_2_and_one_line_and_touch_nothing(bench, tmp_pa
 
 def test_modes_that_cannot_run_are_refused(bench):
     assert "score.images" in bench.refused({}, "score")
+    nowhere = {"score.images": "/nowhere", "score.prompts": "/nowhere.csv", "tac.rankings": "/nowhere.json"}
+    assert all("cannot read /nowhere" in bench.refused(nowhere, mode) for mode in ("score", "tac"))
     nothing = {key: "" for key in bench.settings if key in ("rewards.hps", "rewards.pickscore", "rewards.custom")}
     assert "no reward" in bench.refused(nothing | {"score.images": "here"}, "score")

@@ -106,6 +106,29 @@ def test_another_config_is_refused_naming_every_key_with_both_values_and_changes
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_a_path_may_change_as_long_as_what_is_there_does_not(tmp_path):
+    config = tiny()
+    with config.unlocked():
+        config.prompts = str(tmp_path / "prompts.txt")
+    (tmp_path / "prompts.txt").write_text("a cat")
+    (tmp_path / "moved.txt").write_text("a cat")
+    (tmp_path / "others.txt").write_text("a dog")
+    workdir = str(tmp_path / "run")
+    claim(workdir, config)
+    config.prompts = str(tmp_path / "moved.txt")
+    again = compare(config, workdir)
+    assert not again.changes and not again.news()
+    for other in ("others.txt", "nowhere.txt"):
+        config.prompts = str(tmp_path / other)
+        with pytest.raises(InputError, match=f"prompts .*{other}"):
+            compare(config, workdir)
+    config.prompts = str(tmp_path / "prompts.txt")
+    (tmp_path / "prompts.txt").write_text("a cow")
+    assert compare(config, workdir).news() == [
+        "warning: config.prompts is not what it was: files there have changed since the run began"
+    ]
+
+
 def test_a_knob_that_only_one_of_them_has_counts_as_another_value(tmp_path):
     claim(tmp_path, tiny())
     config = tiny()

@@ -165,28 +165,6 @@ def test_pictures_are_files_of_their_step_and_the_same_in_tensorboard(tmp_path):
         np.testing.assert_array_equal(sent[f"align/{name}", 20].convert("RGB"), grey_as_rgb)
 
 
-@pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_a_service_gets_the_run_by_its_workdir_and_all_that_is_told_under_its_stage(name, tmp_path, monkeypatch):
-    told = []
-    service = types.SimpleNamespace(
-        init=lambda **settings: told.append(settings) or service,
-        log=told.append,
-        Image=lambda picture: ("picture", picture.shape),
-        finish=lambda: told.append("finished"),
-    )
-    monkeypatch.setitem(sys.modules, name, service)
-    (tmp_path / "my_run").mkdir()
-    with log_of(tmp_path / "my_run", service=name, project="ours") as log:
-        log.write("align", 3, {"reward": 0.5})
-        log.show("align", 3, {"colour": PICTURES["colour"]})
-    assert told == [
-        {"project": "ours", "name": "my_run", "resume": "allow"},
-        {"align/reward": 0.5, "align/step": 3},
-        {"align/colour": ("picture", (4, 6, 3)), "align/step": 3},
-        "finished",
-    ]
-
-
 @pytest.mark.parametrize(
     "knob, value, package",
     [("service", "wandb", "wandb"), ("service", "trackio", "trackio"), ("tensorboard", True, "tensorboardX")],

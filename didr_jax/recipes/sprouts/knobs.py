@@ -25,12 +25,12 @@ def small_zimage(folder: Path) -> ml_collections.ConfigDict:
     config.weights.base = str(folder / "pipeline")
     config.data.prompts = str(folder / "prompts" / "align.txt")  # captions that do not name the mouth
     config.data.max_length = 32  # tokens of a prompt, template included
-    config.data.encoder_dtype = "float32"
+    config.data.encoder_dtype = "float32"  # of the text encoder's parameters and computation: bfloat16 | float32
     config.data.dtype = "float32"
     config.data.batch_size = 256
     config.image.height = config.image.width = 64
 
-    config.network.generator_steps = 1
+    config.network.generator_steps = 1  # 1 to 8, at the times that ZImagePipeline visits
     config.network.dtype = config.network.frozen_dtype = "float32"
     config.network.remat = config.network.vae_remat = config.rewards.remat = "none"
     config.network.vae_attention = "xla"

@@ -38,6 +38,7 @@ class Backbone:
       text_shapes: of the text of one prompt, {name: [1, ...]}.
       clip_tokenizer: a folder with a CLIP tokenizer for rewards that bring none; None if there is none.
       scheduler_json: of the scheduler that the exported generator is sampled with; None: the user's to choose.
+      longest: tokens that texts are padded to where they are of many lengths; None: all are of one length.
       warnings: lines about what can be done and is probably not meant.
     """
 
@@ -52,6 +53,7 @@ class Backbone:
     text_shapes: Mapping[str, Any]
     clip_tokenizer: str | None = None
     scheduler_json: Mapping[str, Any] | None = None
+    longest: int | None = None
     warnings: Sequence[str] = ()
 
     def __init__(self, config):

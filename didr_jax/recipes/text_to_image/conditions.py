@@ -1,38 +1,59 @@
-"""Prompts as a text-to-image step takes them: one table a list of prompts, whose last row is the empty prompt."""
+"""Prompts as a text-to-image step takes them: embeddings from disk, or tokens that the step embeds itself.
+
+Each distinct prompt is embedded once, and so is the empty one.  Texts of many lengths (Z-Image's captions) are kept by
+length, in an entry of the cache for each of `SHORTEST`, twice as many, … tokens, and padded with zeros when they are used.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from didr_jax.rewards import RewardMix
 from didr_jax.text.cache import cached, digest_texts
-from didr_jax.text.encoder import TextEncoder
+from didr_jax.text.encoder import TextEncoder, text_encoder
 from didr_jax.training.startup import is_first_process
-from didr_jax.types import PyTree
+from didr_jax.types import PyTree, Weights
+
+SHORTEST = 32  # tokens of a text as it is kept, where texts are of many lengths
+LENGTH = "length"
+
+Text = Mapping[str, np.ndarray]  # {name: [k, ...]} of k prompts
+
+
+class Conditions(Protocol):
+    """Of n prompts: `rows(which)` are those of some, `[len(which), ...]` for a batch."""
+
+    @property
+    def prompts(self) -> Sequence[str]: ...
+
+    def rows(self, which: np.ndarray) -> PyTree: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptTable:
-    """n prompts.
+    """n prompts with their embeddings.
 
     Attributes:
       prompts: the n strings.
-      text: embeddings `{name: [n + 1, ...]}`, on disk; the last row is that of the empty prompt.
-      tokens: of the rewards, a pytree of `[n, ...]`.
+      place: of each prompt, and at last of the empty one, its row among the distinct ones, `[n + 1]`.
+      text: `rows [k] -> {name: [k, ...]}` of distinct prompts.
+      tokens: of the rewards, a pytree of arrays whose rows are the distinct prompts.
     """
 
     prompts: Sequence[str]
-    text: Mapping[str, np.ndarray]
+    place: np.ndarray
+    text: Callable[[np.ndarray], Text]
     tokens: PyTree
 
     def rows(self, which: np.ndarray | slice) -> PyTree:
         """Conditions `[len(which), ...]`: `{"text": …, "tokens": …}`."""
-        pick = lambda column: np.asarray(column[: len(self.prompts)][which])
-        return {"text": jax.tree.map(pick, dict(self.text)), "tokens": jax.tree.map(pick, self.tokens)}
+        picked = self.place[:-1][which]
+        return {"text": dict(self.text(picked)), "tokens": jax.tree.map(lambda column: np.asarray(column[picked]), self.tokens)}
 
     @property
     def everything(self) -> PyTree:
@@ -40,13 +61,47 @@ class PromptTable:
         return self.rows(slice(None))
 
     @property
-    def empty(self) -> PyTree:
+    def empty(self) -> Text:
         """The text `[1, ...]` of the empty prompt."""
-        return {name: np.array(column[-1:]) for name, column in self.text.items()}
+        return {name: np.array(column) for name, column in self.text(self.place[-1:]).items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTokens:
+    """n prompts that the step embeds: `tokenize` makes `{name: [k, ...]}` of k of them, for the text encoder."""
+
+    prompts: Sequence[str]
+    place: np.ndarray
+    tokenize: Callable[[Sequence[str]], Text]
+    tokens: PyTree
+
+    def rows(self, which: np.ndarray) -> PyTree:
+        """Conditions `[len(which), ...]`: `{"prompt": …, "tokens": …}`."""
+        picked = self.place[:-1][which]
+        prompts = self.tokenize([self.prompts[i] for i in which.tolist()])
+        return {"prompt": dict(prompts), "tokens": jax.tree.map(lambda column: np.asarray(column[picked]), self.tokens)}
+
+
+def distinct(prompts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The distinct ones in order, the empty one last; and the place of each, and of the empty one, among them, `[n + 1]`."""
+    each = [*dict.fromkeys(prompt for prompt in prompts if prompt), ""]
+    number = {prompt: i for i, prompt in enumerate(each)}
+    return each, np.array([number[prompt] for prompt in (*prompts, "")])
+
+
+def prompt_tokens(prompts: Sequence[str], encoder: TextEncoder, mix: RewardMix | None) -> PromptTokens:
+    """Of prompts that the step embeds; `mix`: the rewards whose tokens are wanted."""
+    each, place = distinct(prompts)
+    return PromptTokens(prompts, place, encoder.tokenize, {} if mix is None else mix.tokenize(each))
 
 
 def prompt_table(
-    prompts: Sequence[str], section: Any, make_encoder: Callable[[], TextEncoder], digest: str, mix: RewardMix | None
+    prompts: Sequence[str],
+    section: Any,
+    make_encoder: Callable[[], TextEncoder],
+    digest: str,
+    mix: RewardMix | None,
+    longest: int | None = None,
 ) -> PromptTable:
     """Embeds prompts, or finds their embeddings on disk.
 
@@ -56,11 +111,80 @@ def prompt_table(
       make_encoder: called only if there is something to embed.
       digest: of all that embeddings depend on besides the prompts.
       mix: the rewards whose tokens are wanted; None for none.
+      longest: tokens that texts of many lengths are padded to; None: they are of one length.
     """
-    all_prompts = [*prompts, ""]
+    each, place = distinct(prompts)
     say = functools.partial(print, flush=True) if is_first_process() else lambda message: None
-    key = digest_texts([digest], all_prompts)
-    text = cached(
-        section.cache, key, all_prompts, make_encoder, dtype=section.dtype, batch_size=section.batch_size, say=say
-    )  # fmt: skip
-    return PromptTable(prompts, text, {} if mix is None else mix.tokenize(prompts))
+    encoder = functools.cache(lambda: _remembering(make_encoder()))
+
+    def embedded(kind: str, prompts: Sequence[str], make: Callable[[], TextEncoder]) -> Text:
+        key = digest_texts([digest, *([kind] if kind else [])], prompts)
+        return cached(section.cache, key, prompts, make, dtype=section.dtype, batch_size=section.batch_size, say=say)
+
+    if longest is None:
+        text = _of_one_length(embedded("", each, encoder))
+    else:
+        lengths = embedded("lengths", each, lambda: _measuring(encoder()))
+        text = _by_length(each, np.asarray(lengths[LENGTH]), longest, encoder, embedded)
+    return PromptTable(prompts, place, text, {} if mix is None else mix.tokenize(each))
+
+
+def _remembering(encoder: TextEncoder) -> TextEncoder:
+    """The encoder, whose weights are read once, and held as long as it is."""
+    fill = functools.cache(lambda: encoder.weights.load())
+    return dataclasses.replace(encoder, weights=dataclasses.replace(encoder.weights, fill=lambda shapes, places: fill()))
+
+
+def _measuring(encoder: TextEncoder) -> TextEncoder:
+    """An encoder that only tells the length of each prompt, and has no weights."""
+    assert encoder.length is not None
+    length = encoder.length
+    return text_encoder(Weights.join({}), encoder.tokenize, lambda params, tokens: {LENGTH: length(tokens)})
+
+
+def _of_one_length(arrays: Text) -> Callable[[np.ndarray], Text]:
+    return lambda rows: {name: np.asarray(column[rows]) for name, column in arrays.items()}
+
+
+def _by_length(
+    each: Sequence[str], lengths: np.ndarray, longest: int, encoder: Callable[[], TextEncoder], embedded: Callable[..., Text]
+) -> Callable[[np.ndarray], Text]:
+    """The text of rows of `each`, from an entry for each width; `lengths [n]`, of which none is above `longest`."""
+    doublings = np.ceil(np.log2(np.maximum(lengths, SHORTEST) / SHORTEST)).astype(int)
+    widths = np.minimum(SHORTEST * 2**doublings, longest)
+    inside = np.zeros(len(each), int)  # the row of a prompt in the entry of its width
+    entries = {}
+    for width in np.unique(widths).tolist():
+        members = np.flatnonzero(widths == width)
+        inside[members] = np.arange(len(members))
+        cut = lambda width=width: _cut(encoder(), width)
+        entries[width] = embedded(f"width {width}", [each[i] for i in members.tolist()], cut)
+
+    def text(rows: np.ndarray) -> Text:
+        found: dict[str, np.ndarray] = {}
+        for width, arrays in entries.items():
+            here = np.flatnonzero(widths[rows] == width)
+            for name, column in arrays.items():
+                tail = (longest, *column.shape[2:]) if column.ndim > 1 else column.shape[1:]
+                whole = found.setdefault(name, np.zeros((len(rows), *tail), column.dtype))
+                picked = np.asarray(column[inside[rows[here]]])
+                whole[(here, slice(width)) if column.ndim > 1 else here] = picked
+        return found
+
+    return text
+
+
+def _cut(encoder: TextEncoder, width: int) -> TextEncoder:
+    """The encoder, whose sequences keep their first `width` rows: the rest are zero."""
+    cut = lambda array: array[:, :width] if array.ndim > 2 else array
+    encode = lambda params, tokens: jax.tree.map(cut, encoder.encode(params, tokens))
+    shapes = {
+        n: jax.ShapeDtypeStruct((1, width, *a.shape[2:]) if len(a.shape) > 2 else a.shape, a.dtype)
+        for n, a in encoder.shapes.items()
+    }
+    return dataclasses.replace(encoder, encode=encode, shapes=shapes)
+
+
+def as_stored(text: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """What a text encoder gives, in the types that the cache keeps."""
+    return {name: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a for name, a in text.items()}

@@ -1,6 +1,7 @@
 """The knobs that all text-to-image recipes share, each once, with its meaning: a recipe sets what differs and adds its own."""
 
 import ml_collections
+from ml_collections import config_dict
 
 from didr_jax.config import base, game
 from didr_jax.rewards import REWARDS
@@ -20,20 +21,23 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.weights.variant = ""  # of the files in the folders, e.g. fp16; empty: the plain ones
 
     config.data = ml_collections.ConfigDict()
-    config.data.prompts = ""  # .txt, .jsonl, .csv, .tsv or .parquet
+    config.data.prompts = ""  # .txt, .jsonl, .json, .csv, .tsv (also .gz), .parquet, or a folder of shards of one kind
     config.data.column = ""  # of a table; empty: prompt, caption or text
     config.data.limit = 0  # use the first so many prompts; 0: all
     config.data.cache = "~/.cache/didr_jax"  # where text embeddings are kept
     config.data.dtype = "float16"  # of the embeddings on disk: float16 | bfloat16 | float32
     config.data.batch_size = 32  # prompts embedded at once
+    # when: cache (before training, each distinct prompt once, kept on disk) | in_loop (each batch as it comes: no disk,
+    # but the text encoders stay on the devices)
+    config.data.encode = "cache"
 
     config.image = ml_collections.ConfigDict()
     config.image.height = 1024  # pixels
-    config.image.width = 1024
+    config.image.width = 1024  # pixels
 
     config.network = ml_collections.ConfigDict()
     config.network.generator = "full"  # what is trained of it: full | lora
-    config.network.ta = "full"
+    config.network.ta = "full"  # what is trained of the TA: full | lora
     config.network.generator_solver = "renoise"  # between its steps: renoise (LCM's and DMD2's) | ode (DDIM's, Euler's)
     config.network.dtype = "bfloat16"  # of the networks' computation
     config.network.param_dtype = "float32"  # of parameters that are trained in full
@@ -45,8 +49,8 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.network.vae_attention = "chunked"  # one head of 512 channels: xla or chunked
 
     config.lora = ml_collections.ConfigDict()
-    config.lora.rank = 32  # RTDMD, TDM-R1
-    config.lora.alpha = 64.0
+    config.lora.rank = 32  # of the adapters (RTDMD, TDM-R1)
+    config.lora.alpha = 64.0  # an adapter adds alpha/rank times its product
     config.lora.layers = ()  # expressions for the paths of adapted layers
 
     config.rewards = rewards()
@@ -58,7 +62,7 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.eval.prompts = ""  # a prompt file; empty: the training one
     config.eval.every = 500  # steps between evaluations while it trains; 0: none, only the report at the end
     config.eval.num = 16  # the first so many of its prompts
-    config.eval.batch_size = 4
+    config.eval.batch_size = 4  # images at once
     config.eval.columns = 4  # of the picture grids
     config.eval.pictures = 0  # how many images the grids show; 0: all
     # module:function (images uint8 [n, h, w, 3], prompts) -> {name: number}: figures of your own beside the rewards
@@ -67,7 +71,7 @@ def text_to_image() -> ml_collections.ConfigDict:
 
     config.sample = ml_collections.ConfigDict()
     config.sample.num = 16  # images of --mode=sample, for the first prompts of eval.prompts
-    config.sample.seed = 0
+    config.sample.seed = 0  # of its noise
 
     config.export = ml_collections.ConfigDict()
     config.export.dtype = "float16"  # of the files of --mode=export: float32 | float16 | bfloat16
@@ -76,14 +80,14 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.score = ml_collections.ConfigDict()
     config.score.images = ""  # folder of --mode=score
     config.score.prompts = ""  # .jsonl, .csv, .tsv or .parquet with an image name and a prompt a row
-    config.score.batch_size = 8
+    config.score.batch_size = 8  # images at once
     config.score.outside = False  # images may lie outside of that folder: absolute names, "..", links
 
     config.tac = ml_collections.ConfigDict()  # --mode=tac: are the rewards aligned with people? (docs/metrics.md)
     config.tac.rankings = ""  # people's: test.json of ImageRewardDB or HPDv2, a .parquet of Pick-a-Pic
     config.tac.images = ""  # folder of the pictures that it names; Pick-a-Pic holds its own
     config.tac.limit = 0  # use the first so many prompts; 0: all
-    config.tac.batch_size = 8
+    config.tac.batch_size = 8  # pictures at once
     return config
 
 
@@ -115,14 +119,19 @@ def stable_diffusion(pipeline: str, lr: float) -> ml_collections.ConfigDict:
 
 
 def rewards() -> ml_collections.ConfigDict:
-    """A reward is used if its own knob is given; the mix sums weight * (r - centre)/spread (didr_jax.rewards).
+    """A reward is used if its own knob is given; the mix sums weight * shape((r - centre)/spread) (didr_jax.rewards).
 
-    Every key but `held_out` and `weights` is told by the rewards' records.
+    Every key but `held_out` and the last five sections, which have a key for each reward, is told by the rewards' records.
     """
     section = ml_collections.ConfigDict()
     for record in REWARDS.values():
         for knob in record.knobs.values():
             section[knob.key] = knob.default
     section.held_out = tuple(name for name, record in REWARDS.items() if record.held_out)  # measured, never trained on
+    each = lambda value: ml_collections.ConfigDict({name: value() for name in REWARDS})
     section.weights = ml_collections.ConfigDict({name: record.weight for name, record in REWARDS.items()})  # in the mix
+    section.centre = each(lambda: config_dict.placeholder(float))  # in place of the reward's own; None: that
+    section.spread = each(lambda: config_dict.placeholder(float))  # in place of the reward's own; None: that
+    section.shape = each(str)  # of its value in the mix: hinge:M | clip:L,M (docs/rewards.md); empty: plain
+    section.prefix = each(str)  # what it reads before every prompt
     return section

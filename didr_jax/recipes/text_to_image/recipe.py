@@ -11,11 +11,12 @@ from didr_jax.models.published import PIPELINES
 from didr_jax.models.remat import REMAT
 from didr_jax.objectives import OBJECTIVES
 from didr_jax.recipes.text_to_image import advice, export, report
+from didr_jax.recipes.text_to_image.doubts import doubts
 from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator
 from didr_jax.recipes.text_to_image.task import Task
-from didr_jax.rewards.custom import try_out
-from didr_jax.rewards.scoring import score_folder
-from didr_jax.rewards.tac import judge_rewards, table
+from didr_jax.rewards.custom import OWN, try_out
+from didr_jax.rewards.scoring import pairs_in, score_folder
+from didr_jax.rewards.tac import judge_rewards, rankings_in, table
 from didr_jax.training.evaluation import Evaluator
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Products, Run
@@ -29,6 +30,7 @@ TRAIN = ("full", "lora")
 FREE = (
     "data.cache",
     "data.batch_size",
+    "data.encode",
     "network.remat",
     "network.vae_remat",
     "network.attention",
@@ -88,7 +90,11 @@ class TextToImage(Recipe):
                 raise InputError(f"--mode={mode} has no reward: set config.rewards.hps or another")
             for key in ("images", "prompts") if mode == "score" else ("rankings",):
                 _require_path(f"{mode}.{key}", config[mode][key])
+            self._check_scoring(mode)
             return
+        require_choice("data.encode", config.data.encode, ("cache", "in_loop"))
+        if self.task.in_loop and mode == "compile" and not config.weights.base:
+            raise InputError("config.data.encode=in_loop: the plan needs the text encoders' configs; give config.weights.base")
         for who in ("generator", "ta"):
             require_choice(f"network.{who}", config.network[who], TRAIN)
         if mode == "compile" and not config.weights.base:
@@ -100,6 +106,17 @@ class TextToImage(Recipe):
         self._check_pipeline(mode)
         if mode == "train":
             self._check_training()
+
+    def _check_scoring(self, mode: str) -> None:
+        section = self.config[mode]
+        if mode == "score":
+            pairs_in(section.images, section.prompts, section.outside)
+        else:
+            rankings_in(section.rankings, section.images, section.limit)
+        assert self.task.mix is not None, "checked"
+        for model in self.task.mix.models.values():
+            model.weights.check()
+            model.tokenize([""])
 
     def _check_pipeline(self, mode: str) -> None:
         backbone, config = self.task.backbone, self.config
@@ -114,8 +131,9 @@ class TextToImage(Recipe):
         if mode in ("sample", "eval") and not config.eval.prompts or mode == "train":
             _require_path("data.prompts", config.data.prompts)
         if mode in ("sample", "eval"):
-            report.first_prompts(self.task, 1)
+            report.first_prompts(self.task, config.sample.num if mode == "sample" else config.eval.num)
             backbone.image.weights.check()
+            backbone.encoder().weights.check()
 
     def _check_training(self) -> None:
         task, config, backbone = self.task, self.config, self.task.backbone
@@ -124,15 +142,16 @@ class TextToImage(Recipe):
             task.start(who).check()
         prompts = task.prompts
         if config.eval.prompts:
-            report.first_prompts(task, 1)
-        if config.rewards.custom:
-            size = config.image.height, config.image.width
-            try_out(config.rewards.custom, config.rewards.custom_differentiable, size, [*prompts, ""][:2])
+            report.first_prompts(task, config.eval.num)
+        for name in (name for name in OWN if config.rewards[name]):
+            size, prefix = (config.image.height, config.image.width), config.rewards.prefix[name]
+            some = [prefix + prompt for prompt in [*prompts, ""][:2]]
+            try_out(config.rewards[name], config.rewards[f"{name}_differentiable"], size, some, name)
         resolve_estimator(config.align, task.mix)
         for weights in task.frozen().values():
             weights.check()
-        backbone.encoder().weights.check()
-        for line in backbone.warnings if is_first_process() else ():
+        task.encoder.weights.check()
+        for line in (*backbone.warnings, *doubts(config)) if is_first_process() else ():
             print(f"didr_jax: warning: {line}", file=sys.stderr, flush=True)
 
     def align(self, _products: Products) -> Stage:
@@ -166,9 +185,11 @@ class TextToImage(Recipe):
         return lines
 
     def _condition_shapes(self):
-        tokens = {} if self.task.mix is None else self.task.mix.tokenize([""])
-        shape = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
-        return {"text": self.task.backbone.text_shapes, "tokens": jax.tree.map(shape, tokens)}
+        task, shape = self.task, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
+        tokens = {"tokens": {} if task.mix is None else jax.tree.map(shape, task.mix.tokenize([""]))}
+        if task.in_loop:
+            return tokens | {"prompt": jax.tree.map(shape, task.encoder.tokenize([""]))}
+        return tokens | {"text": task.backbone.text_shapes}
 
     def figures(self, products: Products, run: Run) -> dict[str, float]:
         return report.figures(self.task, products, run)

@@ -7,7 +7,10 @@ from didr_jax.checks import require_choice
 from didr_jax.diffused_reward import ESTIMATORS, resolve
 from didr_jax.objectives import OBJECTIVES
 from didr_jax.rewards import REWARDS, RewardMix
+from didr_jax.rewards.custom import FURTHER
 from didr_jax.types import InputError
+
+PER_REWARD = ("weights", "centre", "spread", "shape", "prefix")  # sections with a key for each reward
 
 
 def chosen(section) -> list[str]:
@@ -16,7 +19,7 @@ def chosen(section) -> list[str]:
     Raises:
       InputError: one that does not exist is held out or weighted.
     """
-    for key in ("held_out", "weights"):
+    for key in ("held_out", *PER_REWARD):
         for name in section[key]:
             require_choice(f"rewards.{key}", name, REWARDS)
     return [name for name in REWARDS if section[name]]
@@ -34,6 +37,9 @@ def open_mix(section, clip_tokenizer: str | None, published: bool = False) -> Re
       InputError: a weight of zero, files that cannot be used.
     """
     arguments = {name: _arguments(name, section, clip_tokenizer, published) for name in chosen(section)}
+    own = {name: {key: section[key][name] for key in PER_REWARD[1:]} for name in arguments}
+    for name, options in own.items():
+        arguments[name] |= {key: value for key, value in options.items() if value not in (None, "")}
     trained = {name: section.weights[name] for name in arguments if name not in section.held_out}
     return rewards.load_mix(trained, [n for n in arguments if n not in trained], arguments) if arguments else None
 
@@ -57,12 +63,18 @@ def _arguments(name: str, section, clip_tokenizer: str | None, published: bool =
 
 
 def require_reward(objective: str, section) -> None:
-    """Raises InputError if an objective that needs a trained reward has none."""
+    """Raises InputError if an objective that needs a trained reward has none, or one is held out that is not there."""
     trained = set(chosen(section)) - set(section.held_out)
     if OBJECTIVES[objective].needs_reward and not trained:
         raise InputError(
             f"config.align.objective = {objective!r} needs a reward and none is configured: "
-            f"set one of config.rewards.{{{', '.join(REWARDS)}}} that is not in config.rewards.held_out"
+            f"set one of config.rewards.{{{', '.join(name for name in REWARDS if name not in FURTHER)}}} that is not in config.rewards.held_out"
+        )
+    idle = [name for name in section.held_out if not section[name] and not REWARDS[name].held_out]
+    if idle:
+        raise InputError(
+            f"config.rewards.held_out names {', '.join(idle)}, which is not configured, so that nothing would be measured: set "
+            f"config.rewards.{idle[0]}, or leave it out"
         )
 
 

@@ -20,9 +20,10 @@ import numpy as np
 from didr_jax import lora
 from didr_jax.diffusion import to_x0
 from didr_jax.recipes.text_to_image.backbone import Backbone
-from didr_jax.recipes.text_to_image.conditions import PromptTable, prompt_table
+from didr_jax.recipes.text_to_image.conditions import Conditions, PromptTable, as_stored, prompt_table, prompt_tokens
 from didr_jax.recipes.text_to_image.rewards import open_mix
 from didr_jax.rewards import RewardMix, finite_gradient, readings
+from didr_jax.text.encoder import TextEncoder
 from didr_jax.text.prompts import read_prompts
 from didr_jax.training.parallel import held, made
 from didr_jax.training.step import Networks
@@ -52,17 +53,32 @@ class Task:
     def mix(self) -> RewardMix | None:
         return open_mix(self.config.rewards, self.backbone.clip_tokenizer, published=self.planning)
 
+    @property
+    def in_loop(self) -> bool:
+        """Whether the step embeds its prompts itself."""
+        return self.config.data.encode == "in_loop"
+
     @functools.cached_property
-    def conditions(self) -> PromptTable:
+    def encoder(self) -> TextEncoder:
+        """Of prompts; its weights are read where they are loaded."""
+        return self.backbone.encoder()
+
+    @functools.cached_property
+    def conditions(self) -> Conditions:
         """Of the training prompts."""
-        return self.table(self.prompts)
+        return prompt_tokens(self.prompts, self.encoder, self.mix) if self.in_loop else self.table(self.prompts)
 
     def table(self, prompts: list[str], with_tokens: bool = True) -> PromptTable:
         """Of any prompts, on disk; `with_tokens`: the rewards' too."""
         backbone, mix = self.backbone, self.mix if with_tokens else None
-        return prompt_table(prompts, self.config.data, backbone.encoder, backbone.text_digest(), mix)
+        return prompt_table(prompts, self.config.data, backbone.encoder, backbone.text_digest(), mix, backbone.longest)
 
     # -------------------------------------------------------------------------------- functions
+
+    def embed(self, frozen: PyTree, c: PyTree) -> PyTree:
+        """Conditions whose prompts are tokens yet, as the cache would have them."""
+        text = self.encoder.encode(frozen["text_encoder"], c["prompt"])
+        return {"text": as_stored(text, self.config.data.dtype), "tokens": c["tokens"]}
 
     def predict(self, params: PyTree, adapter: PyTree | None, x_t: Array, t: Array, c: PyTree) -> Array:
         """x̂0 of the network with the given parameters and adapter."""
@@ -97,11 +113,11 @@ class Task:
         image = self.backbone.image.decode(frozen["vae"], x0)
         return jnp.where((jnp.abs(image) > 1) & jnp.isfinite(image), jnp.sign(image), image)
 
-    def score(self, frozen: PyTree, x0: Array, c: PyTree):
-        """`MixScore` of latents.  A sample that is not finite anywhere on the way gets no gradient."""
-        image = self.decode(frozen, finite_gradient(x0))
-        assert self.mix is not None, "nothing is scored without rewards"
-        return self.mix.apply(frozen["rewards"], image, c["tokens"])
+    def score(self, frozen: PyTree, x0: Array, c: PyTree, mix: RewardMix | None = None):
+        """`MixScore` of latents by the mix, or by a part of it.  A sample that is not finite anywhere gets no gradient."""
+        image, mix = self.decode(frozen, finite_gradient(x0)), mix or self.mix
+        assert mix is not None, "nothing is scored without rewards"
+        return mix.apply(frozen["rewards"], image, c["tokens"])
 
     def terms(self, frozen: PyTree, x0: Array, c: PyTree) -> dict[str, Array]:
         return readings(self.score(frozen, x0, c))
@@ -111,7 +127,13 @@ class Task:
             spread = lambda empty, like: jnp.broadcast_to(empty, like.shape).astype(like.dtype)
             return c | {"text": jax.tree.map(spread, frozen["no_text"], c["text"])}
 
+        def part(name):
+            assert self.mix is not None
+            only = self.mix.only(name)
+            return lambda frozen, x0, c: self.score(frozen, x0, c, only).total
+
         rewarded = self.mix is not None
+        several = self.mix.weights if self.mix is not None and len(self.mix.weights) > 1 else {}
         return Networks(
             schedule=self.backbone.schedule,
             event_shape=self.backbone.event_shape,
@@ -122,6 +144,8 @@ class Task:
             terms=self.terms if rewarded else None,
             unconditional=unconditional,
             few_step=self.backbone.few_step,
+            parts={name: part(name) for name in several},
+            prepare=self.embed if self.in_loop else None,
         )
 
     # ------------------------------------------------------------------------------- parameters
@@ -130,7 +154,8 @@ class Task:
         """What the step reads and never changes."""
         kind = self.config.network.frozen_dtype
         parts = {"base": self.backbone.base.cast(kind), "no_text": self.no_text()} | self.finishing()
-        return parts | self.under_adapters()
+        encoder = {"text_encoder": self.encoder.weights} if self.in_loop else {}
+        return parts | encoder | self.under_adapters()
 
     def finishing(self, with_rewards: bool = True) -> dict[str, Weights]:
         """What turns latents into images and scores."""
@@ -149,7 +174,7 @@ class Task:
 
         def fill(shapes, places):
             zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
-            return held(zeros if self.backbone.zero_text else self.conditions.empty).load(places)
+            return held(zeros if self.backbone.zero_text else self._empty()).load(places)
 
         return Weights(self.backbone.text_shapes, fill)
 
@@ -164,6 +189,10 @@ class Task:
         """The initial generator, whole."""
         whole = self.backbone.generator
         return lora.merged(whole, self.adapter, self.config.lora.alpha) if self.config.weights.generator_adapter else whole
+
+    def _empty(self) -> PyTree:
+        table = self.conditions
+        return (table if isinstance(table, PromptTable) else self.table([], with_tokens=False)).empty
 
     def start(self, who: str) -> Weights:
         """The parameters, or fresh adapters, that the generator or the TA begins with."""

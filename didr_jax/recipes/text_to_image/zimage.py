@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from didr_jax.checks import require_choice
+from didr_jax.checks import listed, require_choice
 from didr_jax.models.attention import BACKENDS
 from didr_jax.models.config import building
 from didr_jax.models.qwen3 import Qwen3Config
@@ -112,6 +112,10 @@ class ZImage(Backbone):
             "length": jax.ShapeDtypeStruct((1,), jnp.int32),
         }
 
+    @property
+    def longest(self) -> int:
+        return self.config.data.max_length
+
     def encoder(self):
         data, variant = self.config.data, self.config.weights.variant or None
         return qwen_encoder(self.folder, data.max_length, jnp.dtype(data.encoder_dtype), variant)
@@ -172,7 +176,7 @@ def _require_architecture(path: Path, arch: ZImageConfig) -> None:
     ours = vars(arch)
     if wrong := [f"{key} {value} ({ours[key]})" for key, value in vars(theirs).items() if value != ours[key]]:
         raise InputError(
-            f"config.weights.generator: {path} has another architecture than the base (in brackets): {', '.join(wrong)}"
+            f"config.weights.generator: {path} has another architecture than the base (in brackets): {listed(wrong)}", wrong
         )
 
 
