@@ -102,8 +102,7 @@ def on_first(check: Callable[[], None]) -> None:
         try:
             check()
         except kinds as error:
-            kind = next(i for i, kind in enumerate(kinds) if isinstance(error, kind))
-            message = f"{kind}{error}"
+            message = f"{next(i for i, kind in enumerate(kinds) if isinstance(error, kind))}{error}"
             details = error.details if isinstance(error, InputError) else ()
     if message := told_by_first(message):
         kind, text = kinds[int(message[0])], message[1:]
