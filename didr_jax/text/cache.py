@@ -8,8 +8,9 @@ again.  Other runs and users may share it.
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,16 @@ from didr_jax.text.encoder import TextEncoder
 from didr_jax.text.entry import Arrays, Damaged, Writer, open_entry, publish
 from didr_jax.text.leftovers import partial, remove_leftovers, set_aside
 from didr_jax.types import InputError
+
+
+def digest_tensors(tensors: Mapping[str, Any]) -> str:
+    """A digest of named arrays: names, types, shapes and contents."""
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        total.update(f"{name}\0{array.dtype.name}\0{list(array.shape)}\0".encode())
+        total.update(array.view(np.uint8).reshape(-1).data if array.size else b"")
+    return total.hexdigest()
 
 
 def digest_files(folders: Iterable[str | os.PathLike]) -> str:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 import jax
 import jaxlib
@@ -9,6 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from didr_jax.types import InputError
+
+T = TypeVar("T")
 
 # name -> (environment variable, flags).  What they do is told in docs/running.md.
 COMPILER_FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -96,15 +99,42 @@ def is_first_process() -> bool:
 
 def on_first(check: Callable[[], None]) -> None:
     """Runs `check` in process 0; an InputError there is raised in every process."""
-    message = b""
-    if is_first_process():
+
+    def told() -> str:
+        check()
+        return ""
+
+    from_first(told)
+
+
+def from_first(say: Callable[[], str]) -> str:
+    """What `say` returns in process 0, in every process; an InputError there is raised in every process."""
+    answer, failed, alone = "", False, not jax.distributed.is_initialized()
+    if alone or is_first_process():
         try:
-            check()
+            answer = say()
         except InputError as error:
-            message = str(error).encode()
-    if jax.process_count() > 1:
+            answer, failed = str(error), True
+    if not alone:
+        text = answer.encode()[:4095]
         buffer = np.zeros(4096, np.uint8)
-        buffer[: min(len(message), 4096)] = np.frombuffer(message[:4096], np.uint8)
-        message = multihost_utils.broadcast_one_to_all(buffer).tobytes().rstrip(b"\0")
-    if message:
-        raise InputError(message.decode(errors="replace"))
+        buffer[0], buffer[1 : 1 + len(text)] = failed, np.frombuffer(text, np.uint8)
+        buffer = multihost_utils.broadcast_one_to_all(buffer)
+        answer, failed = buffer[1:].tobytes().rstrip(b"\0").decode(errors="replace"), bool(buffer[0])
+    if failed:
+        raise InputError(answer)
+    return answer
+
+
+def everywhere(work: Callable[[], T]) -> T:
+    """Runs `work` in every process and waits for all; if it is refused in one, it is in all of them."""
+    result, refusal = None, None
+    try:
+        result = work()
+    except InputError as error:
+        refusal = error
+    if jax.distributed.is_initialized() and multihost_utils.process_allgather(np.int32(refusal is not None)).any():
+        refusal = refusal or InputError("another process of this run was refused; its own line says why")
+    if refusal is not None:
+        raise refusal
+    return cast(T, result)

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,17 @@ class Adapters:
             "lora_A": dict(self.factors["lora_A"]),
             "lora_B": {name: times(name, b) for name, b in self.factors["lora_B"].items()},
         }
+
+
+NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # diffusers', peft's
+PICKLED = ("pytorch_lora_weights.bin", "adapter_model.bin")
+
+
+def picked_adapter(names: Iterable[str], variant: str | None = None) -> str | None:
+    """Of the names in a folder that of its adapters: a usual one, or the only safetensors file."""
+    there = list(names)
+    only = [name for name in there if name.endswith(".safetensors")]
+    return next((n for n in (*NAMES, *PICKLED) if n in there), only[0] if len(only) == 1 else None)
 
 
 def read_adapters(path: str | os.PathLike, prefix: str) -> Adapters:

@@ -64,20 +64,26 @@ def check_fit(tensors: Tensors, table: Sequence[Rule], shapes: PyTree) -> None:
     _matched(tensors, table, shapes)
 
 
-def weights_of(open_tensors: Callable[[], Tensors], table: Sequence[Rule], shapes: PyTree, *, where: str = "") -> Weights:
+def weights_of(
+    open_tensors: Callable[[], Tensors],
+    table: Sequence[Rule] | Callable[[Tensors], Sequence[Rule]],
+    shapes: PyTree,
+    *,
+    where: str = "",
+) -> Weights:
     """Parameters in a file that is opened only to be checked or loaded, and closed again.
 
     Args:
       open_tensors: opens the file, as `read_tensors` does.
-      table: the model's rules.
+      table: the model's rules, or how they follow from the names in the file.
       shapes: nested dict of `ShapeDtypeStruct`; their dtypes are those of the parameters.
       where: begins the error of tensors that do not fit, e.g. the file's path.
     """
 
     def told(function, *args, **options):
-        tensors = open_tensors()
         try:
-            return function(tensors, table, *args, **options)
+            tensors = open_tensors()
+            return function(tensors, table(tensors) if callable(table) else table, *args, **options)
         except InputError as error:
             raise InputError(f"{where}: {error}" if where else str(error)) from None
 

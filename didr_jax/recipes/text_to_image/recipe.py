@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+from collections.abc import Mapping
 
 import jax
 
@@ -11,6 +12,7 @@ from didr_jax.models.published import PIPELINES
 from didr_jax.models.remat import REMAT
 from didr_jax.objectives import OBJECTIVES
 from didr_jax.recipes.text_to_image import advice, export, report
+from didr_jax.recipes.text_to_image.files import files
 from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator
 from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.rewards.custom import try_out
@@ -23,6 +25,7 @@ from didr_jax.training.stages import Stage, game_stage
 from didr_jax.training.startup import is_first_process
 from didr_jax.training.workdir import write_json
 from didr_jax.types import InputError
+from didr_jax.weights.hub import Files
 
 TRAIN = ("full", "lora")
 # Where things are kept, and what computes the same in another way: no part of what is trained.
@@ -78,6 +81,9 @@ class TextToImage(Recipe):
         if OBJECTIVES[config.align.objective].needs_reward and not chosen(config.rewards):
             config.rewards.hps = "published"
         return TextToImage(config, self._make_backbone, planning=True)
+
+    def files(self, mode: str) -> Mapping[str, Files]:
+        return files(self.config, self.task.backbone, mode)
 
     def check(self, mode: str) -> None:
         config = self.config

@@ -21,18 +21,26 @@ from didr_jax.models.unet import UNet
 from didr_jax.models.unet_config import UNetConfig
 from didr_jax.recipes.text_to_image.backbone import Backbone
 from didr_jax.recipes.text_to_image.scheduler import discrete_prediction
-from didr_jax.text.cache import digest_files
+from didr_jax.text.cache import digest_files, digest_tensors, digest_texts
 from didr_jax.text.clip import clip_encoder, parts
 from didr_jax.types import InputError
+from didr_jax.weights import single_file
+from didr_jax.weights.ldm import ldm_unet_table
 from didr_jax.weights.unet import unet_table
 
 MAX_TOKENS = 77  # of a prompt
+REPOSITORIES = {
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
 
 
 class StableDiffusion(Backbone):
     """SDXL or SD 1.5: `text` is {"prompt": [b, 77, d]}, and {"pooled": [b, p]} for SDXL."""
 
     part = "unet"
+    all_text_parts = parts(xl=True)
+    single_name = "input_blocks.0.0.weight"
 
     @functools.cached_property
     def arch(self) -> UNetConfig:
@@ -53,6 +61,14 @@ class StableDiffusion(Backbone):
     @property
     def table(self):
         return unet_table(self.arch)
+
+    @property
+    def single_table(self):
+        return ldm_unet_table(self.arch)
+
+    @property
+    def repository(self) -> str:
+        return REPOSITORIES.get(self.config.compile.pipeline, REPOSITORIES["sdxl"])
 
     @property
     def multiple(self) -> int:
@@ -103,10 +119,12 @@ class StableDiffusion(Backbone):
         return shapes
 
     def encoder(self):
-        return clip_encoder(self.folder, self.xl)
+        return clip_encoder(self.folder, self.xl, self.opened)
 
     def text_digest(self) -> str:
-        return digest_files(self.folder / name for name in self.text_parts)
+        folders = digest_files(self.folder / name for name in self.text_parts)
+        inside = [part for part in self.text_parts if part in single_file.PARTS and self.in_file(part)]
+        return digest_texts([folders, *(digest_tensors(self.opened(part)()) for part in inside)]) if inside else folders
 
     def check(self) -> None:
         arch, vae = self.arch, self.image.arch
