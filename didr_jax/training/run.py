@@ -28,6 +28,7 @@ class Run:
     (`claims.Claim.record`).
     `redraw(must)` is called after evaluations, and where a run ends early (then it must): what the run shows of itself may be
     drawn again; None: nothing is.
+    `steps`: of the saves that a mode reads, by stage.
     """
 
     config: Any
@@ -36,6 +37,7 @@ class Run:
     log: RunLog
     claim: Callable[[str, int], Iterable[str]] = lambda stage, step: ()
     redraw: Callable[[bool], None] | None = None
+    steps: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def path(self, *names: str) -> str:
         """Of a file in the workdir."""
@@ -93,6 +95,7 @@ def saved_products(run: Run, step: str = "") -> Products:
             remedy = "run --mode=train first" + (f", or see what it has with --step={LATEST}" if name == last and latest else "")
             raise InputError(f"--workdir={run.workdir}: stage {name!r} is not finished ({at}); {remedy}")
         products[name] = saves.products(chosen)
+        run.steps[name] = chosen
     return products
 
 

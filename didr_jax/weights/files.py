@@ -171,7 +171,9 @@ def _read_pickle(path: Path, key: str | None = None) -> dict[str, np.ndarray]:
         raise InputError(f"weights: {path} holds tensors that are no plain arrays ({str(e).splitlines()[0]})") from e
 
 
-def write_safetensors(path: str | os.PathLike, tensors: Tensors, *, max_bytes: int | None = None) -> None:
+def write_safetensors(
+    path: str | os.PathLike, tensors: Tensors, *, max_bytes: int | None = None, metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes a checkpoint that `from_pretrained` of diffusers and transformers accepts.
 
     Tensors are brought to the host one at a time.  A file is written under a temporary name and
@@ -182,16 +184,17 @@ def write_safetensors(path: str | os.PathLike, tensors: Tensors, *, max_bytes: i
       tensors: name -> array (numpy, jax, or lazy as `engine.to_torch` gives).
       max_bytes: largest shard.  Beyond it the file is split into `STEM-00001-of-0000N.safetensors`
         with an index `STEM.safetensors.index.json`.  None: one file.
+      metadata: what the files say beside their tensors.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    shards = _split(tensors, max_bytes)
-    if len(shards) == 1:
-        return _write_one(path, tensors, shards[0])
+    parts = _split(tensors, max_bytes)
+    if len(parts) == 1:
+        return _write_one(path, tensors, parts[0], metadata)
     weight_map = {}
-    for i, names in enumerate(shards):
-        name = f"{path.stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        _write_one(path.parent / name, tensors, names)
+    for i, names in enumerate(parts):
+        name = f"{path.stem}-{i + 1:05d}-of-{len(parts):05d}.safetensors"
+        _write_one(path.parent / name, tensors, names, metadata)
         weight_map.update(dict.fromkeys(names, name))
     index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": weight_map}
     path.with_name(path.name + ".index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
@@ -214,10 +217,10 @@ def _split(tensors: Tensors, max_bytes: int | None) -> list[list[str]]:
     return shards
 
 
-def _write_one(path: Path, tensors: Tensors, names: Iterable[str]) -> None:
+def _write_one(path: Path, tensors: Tensors, names: Iterable[str], metadata: Mapping[str, str] | None = None) -> None:
     # Wider types first, so that each tensor starts on a multiple of its item size.
     names = sorted(names, key=lambda n: (-np.dtype(tensors[n].dtype).itemsize, n))
-    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     start = 0
     for name in names:
         stop = start + _nbytes(tensors[name])

@@ -61,7 +61,7 @@ class Files:
 
     def lacking(self, root: Path, variant: str | None = None) -> list[str]:
         """What is read and not below `root`, a folder of the cache, as far as can be told from there."""
-        names = _names(root)
+        names = names_below(root)
         if self.pipeline:
             if INDEX not in names:
                 return [INDEX]
@@ -74,12 +74,12 @@ class Files:
 
     def has_variant(self, root: Path, variant: str) -> bool:
         """Whether the weights below `root`, a folder of the cache or a file there, are all of the variant."""
-        names = _names(root)
+        names = names_below(root)
         found = [self.pick(_within(names, folder), variant) for folder in self.weights]
         return all(f".{variant}." in name for name in found if name is not None)
 
     def _whole(self, root: Path, folder: str, variant: str | None) -> bool:
-        inside = _within(_names(root), folder)
+        inside = _within(names_below(root), folder)
         found = self.pick(inside, variant)
         if found is None or not found.endswith(".json"):
             return found is not None
@@ -205,7 +205,7 @@ def _is_whole(root: Path, path: str, files: Files, variant: str | None) -> bool:
     return place.is_file() or (place.is_dir() and not files.lacking(place, variant))
 
 
-def _names(root: Path) -> list[str]:
+def names_below(root: Path) -> list[str]:
     """Of all files below a folder, with slashes."""
     found = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
     return sorted(path.relative_to(root).as_posix() for path in found if path.exists())

@@ -39,6 +39,9 @@ class Backbone:
       table: weight names of the network in diffusers' format.
       single_table: the same in single files, of which they have the tensor `single_name`.
       repository: on the hub, the published pipeline.
+      pipeline_class, network_class: of diffusers.
+      single_adapters: the dialect of adapters that go with single files, a key of `lora.DIALECTS`.
+      timesteps: that the exported generator must be given by number; None: its scheduler visits them by itself.
       multiple: pixels that an image's sides must be multiples of.
       text_shapes: of the text of one prompt, {name: [1, ...]}.
       clip_tokenizer: a folder with a CLIP tokenizer for rewards that bring none; None if there is none.
@@ -57,6 +60,10 @@ class Backbone:
     single_table: Sequence[Rule]
     single_name: str
     repository: str
+    pipeline_class: str
+    network_class: str
+    single_adapters: str
+    timesteps: Sequence[int] | None = None
     multiple: int
     text_shapes: Mapping[str, Any]
     clip_tokenizer: str | None = None
@@ -94,6 +101,10 @@ class Backbone:
             return self.base_source
         path = Path(self.config.weights.generator)
         return path / self.part if (path / self.part).is_dir() else path
+
+    def checkpoint(self) -> Mapping[str, tuple[str, Weights, Sequence[Rule]]]:
+        """(prefix, parameters, names) of the parts, besides the network, that a whole checkpoint has; none: there is no such form."""
+        return {}
 
     # ------------------------------------------------------------------------------ what all share
 

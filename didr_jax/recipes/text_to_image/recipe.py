@@ -116,6 +116,7 @@ class TextToImage(Recipe):
         backbone.require([name for part in PARTS[mode] for name in wanted.get(part, [part])])
         if mode == "export":
             backbone.few_step, backbone.scheduler_json  # noqa: B018  (they raise)
+            export.check_export(self.task)
             return
         backbone.check()
         backbone.prediction, backbone.few_step, backbone.event_shape, backbone.shapes  # noqa: B018  (they raise)

@@ -160,7 +160,8 @@ class Task:
             return (backbone.generator if who == "generator" else backbone.base).cast(network.param_dtype)
         if who == "generator" and self.config.weights.generator_adapter:
             path = self.config.weights.generator_adapter
-            return lora.saved(path, backbone.shapes, knobs.alpha, backbone.table, prefix=backbone.part)
+            tables = backbone.table, backbone.single_table
+            return lora.saved(path, backbone.shapes, knobs.alpha, tables, prefix=backbone.part, seed=self.config.seed)
         salt = {"generator": 0, "ta": 1}[who]
         key = jax.random.fold_in(jax.random.key(self.config.seed), salt)
         return made(lambda: lora.init(key, backbone.shapes, knobs.layers, knobs.rank))

@@ -54,6 +54,9 @@ class ZImage(Backbone):
     """Z-Image: `text` is {"caption": [b, L, d], "length": [b]}."""
 
     part = "transformer"
+    pipeline_class = "ZImagePipeline"
+    network_class = "ZImageTransformer2DModel"
+    single_adapters = "comfyui"
     single_name = "layers.0.attention.qkv.weight"
     repository = "Tongyi-MAI/Z-Image"
     text_parts = all_text_parts = PARTS
