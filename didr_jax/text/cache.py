@@ -30,7 +30,7 @@ def digest_tensors(tensors: Mapping[str, Any]) -> str:
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         total.update(f"{name}\0{array.dtype.name}\0{list(array.shape)}\0".encode())
-        total.update(array.view(np.uint8).reshape(-1).data if array.size else b"")
+        total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 

@@ -142,8 +142,8 @@ def local(text: str, files: Files, where: str, variant: str | None = None) -> st
     if name is None:
         return _behind(Path(os.path.expanduser(text)))
     commit = name.revision if COMMIT.fullmatch(name.revision) else _cached_commit(_folder(name), name.revision or "main")
-    root = None if commit is None else _folder(name) / "snapshots" / commit
-    whole = root is not None and _is_whole(root, name.path, files, variant)
+    root = _folder(name) / "snapshots" / (commit or "none")
+    whole = _is_whole(root, name.path, files, variant)
     if not whole or (variant and not files.has_variant(root / name.path, variant)):
         try:
             root = _fetched(name, files, where, variant)

@@ -1,6 +1,5 @@
 """The model card of an export, README.md: what was trained, on what, from what, how it scores, and how to use it."""
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -99,11 +98,7 @@ def snippet(task: Task, config) -> str:
         lines.append(f"pipe = {kind}.from_pretrained({name!r}, {part}={part}, {', '.join(arguments)})")
     if scheduler is not None and not (section.pipeline and not single):
         uses.add(scheduler)
-        if single:
-            given = {key: value for key, value in backbone.scheduler_json.items() if not key.startswith("_")}
-            lines.append(f"pipe.scheduler = {scheduler}(**{json.loads(json.dumps(given))!r})")
-        else:
-            lines.append(f'pipe.scheduler = {scheduler}.from_pretrained(here, subfolder="scheduler")')
+        lines.append(f'pipe.scheduler = {scheduler}.from_pretrained(here, subfolder="scheduler")')
     steps = [f"num_inference_steps={len(backbone.few_step.times)}", *_by_number(backbone)]
     if scheduler is None and backbone.few_step.solver == "renoise":
         uses.add("LCMScheduler")

@@ -2,7 +2,7 @@
 
     export.format   without export.pipeline                 with it
     diffusers       PART/, scheduler/, README.md            and the base's other parts: `from_pretrained` opens the folder
-    single_file     PART.safetensors, README.md             checkpoint.safetensors, with the base's VAE and text encoders
+    single_file     PART.safetensors, scheduler/, README.md checkpoint.safetensors, with the base's VAE and text encoders
 
 Adapters are merged, and stand alone beside it.
 """
@@ -85,13 +85,13 @@ def write_export(task: Task, params: PyTree, folder: str) -> None:
         # From the file, not from the rounded copy that trained: merging rounds once.  Both as the host's own
         # arrays: under a mesh of several devices a computation on one of them is refused.
         params = lora.merge(jax.device_get(backbone.generator.cast("float32").load(_host())), adapter, alpha)
+    if backbone.scheduler_json is not None:
+        write_json(os.path.join(folder, "scheduler", "scheduler_config.json"), dict(backbone.scheduler_json))
     if single:
         return _single(task, params, folder, dtype)
     part = os.path.join(folder, backbone.part)
     write_safetensors(os.path.join(part, WEIGHTS), to_torch(params, backbone.table, dtype=dtype), max_bytes=SHARD)
     write_json(os.path.join(part, "config.json"), dict(backbone.config_json))
-    if backbone.scheduler_json is not None:
-        write_json(os.path.join(folder, "scheduler", "scheduler_config.json"), dict(backbone.scheduler_json))
     if section.pipeline:
         _rest(task, folder, dtype)
 
@@ -130,7 +130,9 @@ def _rest(task: Task, folder: str, dtype: Any) -> None:
         index["scheduler"] = ["diffusers", backbone.scheduler_json["_class_name"]]
     else:
         _link(backbone.folder / "scheduler" / "scheduler_config.json", Path(folder) / "scheduler" / "scheduler_config.json")
-    os.remove(os.path.join(folder, INDEX))  # a link to the base's
+    for key, value in index.items():
+        if isinstance(value, list) and not os.path.isdir(os.path.join(folder, key)):  # a safety checker, say
+            index[key] = [None, None]
     write_json(os.path.join(folder, INDEX), {key: value for key, value in index.items() if key != "_name_or_path"})
 
 

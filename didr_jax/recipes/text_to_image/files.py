@@ -6,6 +6,7 @@ from didr_jax.recipes.text_to_image.backbone import Backbone
 from didr_jax.recipes.text_to_image.rewards import chosen
 from didr_jax.rewards import REWARDS
 from didr_jax.weights.adapters import picked_adapter
+from didr_jax.weights.files import is_weights
 from didr_jax.weights.hub import Files
 
 ALONE = ("score", "tac")  # modes that read rewards, and of a pipeline the tokenizer that they may share
@@ -17,10 +18,12 @@ def files(config, backbone: Backbone, mode: str) -> dict[str, Files]:
     wanted = _pipeline(config, backbone, mode) if config.weights.base else {}
     adapted, part = config.network.generator == "lora", backbone.part
     starts = mode in ("train", "eval")
-    if mode not in ALONE:
-        reads = ("", part) if starts or (adapted and mode != "compile") else ()
-        wanted["weights.generator"] = Files(weights=reads, texts=("", part, "scheduler"))
-        wanted["weights.generator_adapter"] = Files(weights=("",) if starts else (), texts=("",), pick=picked_adapter)
+    if starts or (adapted and mode in ("sample", "export")):
+        wanted["weights.generator"] = Files(weights=("", part), texts=("", part, "scheduler"))
+    elif mode == "compile" and not is_weights(config.weights.generator):  # is it the base itself?
+        wanted["weights.generator"] = Files(texts=("", part))
+    if starts:
+        wanted["weights.generator_adapter"] = Files(weights=("",), texts=("",), pick=picked_adapter)
     if mode in ("train", "eval", *ALONE):
         for name in chosen(config.rewards):
             wanted |= {f"rewards.{k.key}": k.files for k in REWARDS[name].knobs.values() if k.files is not None}
