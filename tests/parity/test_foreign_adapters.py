@@ -15,15 +15,15 @@ from peft.utils import get_peft_model_state_dict  # noqa: E402
 from didr_jax import lora  # noqa: E402
 from didr_jax.models.unet import UNet  # noqa: E402
 from didr_jax.models.unet_config import UNetConfig  # noqa: E402
-from didr_jax.weights.engine import to_flax  # noqa: E402
+from didr_jax.weights.engine import to_flax, to_torch  # noqa: E402
 from didr_jax.weights.files import write_safetensors  # noqa: E402
 from didr_jax.weights.ldm import ldm_unet_table  # noqa: E402
 from didr_jax.weights.unet import unet_table  # noqa: E402
-from tests.parity.oracle import QUICK, assert_close, nhwc, randomise  # noqa: E402
+from tests.parity.oracle import assert_close, nhwc, randomise  # noqa: E402
 from tests.parity.test_single_files import LEVELS  # noqa: E402
 
 CONFIG = LEVELS | dict(
-    transformer_layers_per_block=(1, 1, 2), attention_head_dim=(2, 2, 4), cross_attention_dim=12, use_linear_projection=True,
+    transformer_layers_per_block=(1, 2, 1), attention_head_dim=(2, 2, 2), cross_attention_dim=12, use_linear_projection=True,
     addition_embed_type="text_time", addition_time_embed_dim=6, projection_class_embeddings_input_dim=6 * 6 + 20,
 )  # fmt: skip
 ALPHA = 4.0  # of our run
@@ -47,18 +47,22 @@ def a_unet():
 
 @pytest.fixture(scope="module")
 def ours():
-    """(shapes, tables, function of adapters to the network's output)."""
+    """(shapes, tables, parameters) of the same UNet here."""
     config = UNetConfig.from_json(CONFIG)
-    model, tables = UNet(config), (unet_table(config), ldm_unet_table(config))
-    arguments = [
-        jnp.asarray(nhwc(INPUTS["sample"])),
-        *(jnp.asarray(INPUTS[n].numpy()) for n in ("timestep", "encoder_hidden_states")),
-    ]
-    added = {name: jnp.asarray(value.numpy()) for name, value in ADDED.items()}
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *arguments, added)["params"]
-    params = to_flax({name: tensor.numpy() for name, tensor in a_unet().state_dict().items()}, tables[0], shapes)
-    apply = jax.jit(lambda params: model.apply({"params": params}, *arguments, added), compiler_options=QUICK)
-    return shapes, tables, lambda adapters: apply(lora.merge(params, adapters, ALPHA) if adapters else params)
+    arguments = [np.zeros(shape, np.float32) for shape in ((1, 8, 8, 4), (1,), (1, 5, 12))]
+    added = {"text_embeds": np.zeros((1, 20), np.float32), "time_ids": np.zeros((1, 6), np.float32)}
+    shapes = jax.eval_shape(UNet(config).init, jax.random.key(0), *arguments, added)["params"]
+    tables = unet_table(config), ldm_unet_table(config)
+    return shapes, tables, to_flax({name: tensor.numpy() for name, tensor in a_unet().state_dict().items()}, tables[0], shapes)
+
+
+def merged(adapters, ours):
+    """The output of torch's UNet with the weights that our adapters make; that our UNet agrees is `test_unet`'s."""
+    _, tables, params = ours
+    unet = a_unet()
+    tensors = to_torch(lora.merge(params, adapters, ALPHA), tables[0])
+    unet.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
+    return theirs(unet)
 
 
 def adapted(**options):
@@ -73,8 +77,8 @@ def adapted(**options):
 
 
 def read(path, ours):
-    shapes, tables, output = ours
-    return np.asarray(output(lora.saved(path, shapes, ALPHA, tables, prefix="unet").load()))
+    shapes, tables, _ = ours
+    return merged(lora.saved(path, shapes, ALPHA, tables, prefix="unet").load(), ours)
 
 
 @pytest.mark.parametrize("options", [{}, {"rank_pattern": {"to_v": 1}, "alpha_pattern": {"to_q": 1}}, {"use_rslora": True}])
@@ -109,13 +113,13 @@ def test_what_kohyas_form_holds(ours, tmp_path):
 
 @pytest.mark.parametrize("dialect", ["diffusers", "kohya", "comfyui"])
 def test_diffusers_reads_ours(ours, tmp_path, dialect):
-    shapes, tables, output = ours
+    shapes, tables, _ = ours
     fresh = lora.init(jax.random.key(0), shapes, [r"attn[12]/to_(q|out)$", r"attentions_\d/proj_out$"], rank=3)
     rng = np.random.default_rng(0)
     adapters = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), jnp.float32), fresh)
     path = tmp_path / "pytorch_lora_weights.safetensors"
     lora.save(path, adapters, ALPHA, tables[dialect == "kohya"], prefix="unet", dialect=dialect)
-    assert_close(read(path, ours), np.asarray(output(adapters)), 1e-5)
+    assert_close(read(path, ours), merged(adapters, ours), 1e-5)
     if dialect == "comfyui":  # which diffusers does not read for a UNet
         return
     unet = a_unet()
@@ -123,4 +127,4 @@ def test_diffusers_reads_ours(ours, tmp_path, dialect):
         tmp_path, weight_name=path.name, unet_config=unet.config, return_lora_metadata=True
     )
     diffusers.StableDiffusionXLPipeline.load_lora_into_unet(states, alphas, unet, metadata=metadata)
-    assert_close(theirs(unet), np.asarray(output(adapters)), 1e-5)
+    assert_close(theirs(unet), merged(adapters, ours), 1e-5)

@@ -18,16 +18,16 @@ from didr_jax.weights.files import read_tensors
 from tests.parity.oracle import randomise
 from tests.text_to_image import runs, tiny_sdxl, tiny_zimage
 
-LEVELS = dict(  # what numbering depends on: levels with and without attention, two layers each
-    block_out_channels=(8, 8, 16), layers_per_block=2, norm_num_groups=4,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+LEVELS = dict(  # what numbering depends on: levels with and without attention, and samplers of both
+    block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 )  # fmt: skip
 
 
 def save_sdxl(folder):
     pipeline = tiny_sdxl.save_sdxl(folder)
-    config = tiny_sdxl.XL | LEVELS | dict(transformer_layers_per_block=(1, 1, 2), attention_head_dim=(2, 2, 4))
+    config = tiny_sdxl.XL | LEVELS | dict(transformer_layers_per_block=(1, 2, 1), attention_head_dim=(2, 2, 2))
     pipeline.unet = randomise(diffusers.UNet2DConditionModel(**config), 4)
     pipeline.save_pretrained(folder)
     return {
