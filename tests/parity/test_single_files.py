@@ -59,7 +59,7 @@ QUICK = {"network.dtype": "float32", "network.frozen_dtype": "float32", "data.dt
          "image.height": 32, "image.width": 32}  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=["sdxl", pytest.param("sd15", marks=pytest.mark.slow)])
 def family(request, tmp_path_factory):
     """(recipe of settings, torch models, diffusers' class, folder, the whole checkpoint that we wrote of it)."""
     save, config, kind = FAMILIES[request.param]

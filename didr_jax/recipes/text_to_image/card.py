@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -16,6 +17,7 @@ from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.reporting.page import FOLDER
 from didr_jax.training.run import Run
 from didr_jax.training.workdir import newest_step, whole_file, write_json
+from didr_jax.weights.files import is_weights
 from didr_jax.weights.hub import HubName, hub_name
 
 HOME = "https://arxiv.org/abs/2605.24001"
@@ -115,8 +117,8 @@ def _by_number(backbone) -> Sequence[str]:
 
 
 def _named(text: str) -> str:
-    """A repository with its commit, or the name of a folder or file without its place."""
-    return text if hub_name(text) else os.path.basename(os.path.normpath(text))
+    """A repository with its commit, or the name of a folder, or of a file in one, without its place."""
+    return text if hub_name(text) else "/".join(Path(text).parts[-2 if is_weights(text) else -1 :])
 
 
 def _for_diffusers(text: str) -> tuple[str, list[str]]:
