@@ -209,7 +209,7 @@ def saved(
             arrays[*layer, B] = np.zeros(b_shape, np.float32)
         for place, adapter in held.items():
             layer, rank = tuple(place.path.split("/")[:-1]), ranks[place.path]
-            at = (place.index,) if len(kernels[place.path]) > 2 else ()
+            at = (place.at,) if len(kernels[place.path]) > 2 else ()
             down, up = (_finite(path, adapter.name, factor) for factor in (adapter.down, adapter.up))
             arrays[*layer, A][(*at, slice(None), slice(adapter.rank))] = down.T
             up = up.T if adapter.scale == 1 else up.T * np.float32(adapter.scale)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from didr_jax.types import InputError
+from didr_jax.weights.engine import writer_of
 from didr_jax.weights.rules import Rule
 
 DOWN, UP, ALPHA = "lora_A", "lora_B", "alpha"
@@ -33,10 +34,11 @@ _OTHER = re.compile(
 
 
 class Place(NamedTuple):
-    """A dense layer: its leaf, its index there, its name in diffusers' format, and which rows of a fused layer it is."""
+    """A dense layer: its leaf, and where it is in there (0 if it is all of it); its name in diffusers' format; of a fused
+    layer, which rows it is."""
 
     path: str
-    index: int
+    at: int
     name: str
     part: tuple[int, int] | None = None
 
@@ -59,7 +61,7 @@ def layers_of(shapes: Mapping[str, Any], tables: Sequence[Sequence[Rule]]) -> La
     places: dict[str, list[Place]] = {}
     convolutions = set[str]()
     for path, shape in shapes.items():
-        writers = [next((rule, name) for rule in table if (name := rule.torch_name(path)) is not None) for table in tables]
+        writers = [writer_of(table, path) for table in tables]
         stacked = writers[0][0].stacked
         for i in range(shape[0] if stacked else 1):
             canonical = writers[0][1](i).removesuffix(".weight")

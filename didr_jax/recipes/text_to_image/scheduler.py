@@ -131,12 +131,12 @@ def few_step_scheduler(raw: Mapping[str, Any], config: Any, few_step: FewStep, p
     top, n = timesteps[0] + 1, len(timesteps)
     if timesteps != [round(top * (n - i) / n) - 1 for i in range(n)] or (top % n and few_step.solver == "renoise"):
         return None
-    betas = {"num_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012}
-    betas |= {key: value for key, value in config.schedule.items() if key in betas}
+    knobs = config.schedule
+    number, start, end = knobs.get("num_timesteps", 1000), knobs.get("beta_start", 0.00085), knobs.get("beta_end", 0.012)
     common = {
         "_diffusers_version": raw.get("_diffusers_version", "0.36.0"),
-        "beta_start": betas["beta_start"],
-        "beta_end": betas["beta_end"],
+        "beta_start": start,
+        "beta_end": end,
         "beta_schedule": "scaled_linear",
         "num_train_timesteps": top,
         "prediction_type": {ours: theirs for theirs, ours in PREDICTIONS.items()}[prediction],
@@ -145,8 +145,8 @@ def few_step_scheduler(raw: Mapping[str, Any], config: Any, few_step: FewStep, p
         "steps_offset": 0,
         "timestep_spacing": "trailing",
     }
-    if top < betas["num_timesteps"]:
-        roots = np.linspace(betas["beta_start"] ** 0.5, betas["beta_end"] ** 0.5, betas["num_timesteps"])
+    if top < number:
+        roots = np.linspace(start**0.5, end**0.5, number)
         common["trained_betas"] = (roots[:top] ** 2).tolist()
     if few_step.solver == "renoise":
         return {"_class_name": "LCMScheduler", **common, "original_inference_steps": n}
@@ -155,4 +155,6 @@ def few_step_scheduler(raw: Mapping[str, Any], config: Any, few_step: FewStep, p
 
 def timesteps_of(few_step: FewStep) -> list[int]:
     """The numbers of a discrete schedule's timesteps."""
-    return [round(t * few_step.schedule.num_timesteps) for t in few_step.times]
+    number = few_step.schedule.num_timesteps
+    assert number is not None, "the schedule is a discrete one"
+    return [round(t * number) for t in few_step.times]
