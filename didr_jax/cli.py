@@ -25,6 +25,7 @@ from didr_jax.reporting.page import Rewriting
 from didr_jax.training import origin
 from didr_jax.training.calibration import calibrate, told
 from didr_jax.training.claims import RUN, Claim, compare
+from didr_jax.training.fetch import fetched
 from didr_jax.training.loop import train
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import make_mesh
@@ -85,14 +86,14 @@ def _work(recipe: Recipe, run: Run, mode: str) -> None:
 def _compile(config) -> None:
     """Plans a step of the recipe on a machine that need not be here; touches no workdir."""
     machine = target(config.compile.topology, config.compile.effort)
-    recipe = recipes.build(config).planned()
+    recipe = _build(config, "", "compile").planned()
     recipe.check("compile")
     print(report(make_plan(main_stage(recipe, config), config, machine), config, recipe))
 
 
 def _calibrate(config, workdir: str) -> None:
     """Prints which β to take; reads the workdir, if there is one, and writes nothing."""
-    recipe = recipes.build(config)
+    recipe = _build(config, workdir, "calibrate")
     check(recipe, config, "calibrate")
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as held:
         origin.pin(config, workdir or scratch)
@@ -189,7 +190,7 @@ def _run(_argv: list[str]) -> None:
         if mode == "calibrate":
             _calibrate(config, workdir)
             return leave()
-        recipe = recipes.build(config)
+        recipe = _build(config, workdir, mode)
         check(recipe, config, mode)
         mesh = make_mesh(config.mesh)
         with contextlib.ExitStack() as held:
@@ -256,6 +257,14 @@ def _start(recipe: Recipe) -> dict:
     program = {"run.py": "python run.py", "__main__.py": "python -m didr_jax"}.get(name, "didr-jax")
     flags = [argument for argument in sys.argv[1:] if not argument.startswith("--mode")]
     return {"program": program, "flags": flags, "modes": sorted(recipe.modes)}
+
+
+def _build(config, workdir: str, mode: str) -> Recipe:
+    """The recipe, whose paths are those of this host; names on the hub get their commits in `config`."""
+    here = config
+    for _ in range(2):  # what a single file has decides what else is read
+        here = fetched(config, workdir, recipes.build(here).files(mode))
+    return recipes.build(here)
 
 
 def _nothing(stage: str, step: int) -> list[str]:

@@ -172,6 +172,7 @@ def test_folders_variants_and_shards(tmp_path):
     write_safetensors(full / "model.safetensors", state, max_bytes=300)
     assert len(list(full.glob("model-*-of-*.safetensors"))) > 2
     assert_same(read_tensors(full), state)
+    assert_same(read_tensors(full, variant="fp16"), state)  # there is no other
     index = json.loads((full / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(v.nbytes for v in state.values())
 

@@ -14,6 +14,8 @@ MOST = 2**20  # of any width or length
 DEEPEST = 256  # layers that one number may ask for
 LEVELS = 16  # entries of a list
 BLOCKS = 512  # that all numbers together may ask for
+# What diffusers' EMAModel writes beside the architecture.
+AVERAGING = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
 
 
 def check_config(
@@ -51,7 +53,7 @@ def check_config(
         for key, allowed in fixed.items()
         if key in raw and raw[key] not in allowed
     ]
-    known = {*used, *fixed, *free}
+    known = {*used, *fixed, *free, *AVERAGING}
     refused += [f"{key} (unknown)" for key in raw if key not in known and not key.startswith("_")]
     if refused:
         raise InputError(f"{class_name} config.json asks for what this port does not do: {listed(refused)}", refused)

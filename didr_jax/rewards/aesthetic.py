@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from didr_jax.models.blip import LinearHead
 from didr_jax.models.clip import VisionTower
-from didr_jax.rewards.base import NETWORK_KNOBS, Knob, RewardModel, RewardRecord
+from didr_jax.rewards.base import MODEL, NETWORK_KNOBS, Knob, RewardModel, RewardRecord
 from didr_jax.rewards.cosine import unit
 from didr_jax.rewards.preprocess import resize_and_crop
 from didr_jax.text.tokens import utf8
@@ -61,8 +61,8 @@ REWARD = RewardRecord(
     load,
     "LAION's aesthetic predictor: about 1 to 10",
     knobs={
-        "weights": Knob("aesthetic", "sac+logos+ava1-l14-linearMSE.pth or its tensors as safetensors"),
-        "clip": Knob("clip", "OpenAI's ViT-L/14 folder, through which aesthetic looks"),
+        "weights": Knob("aesthetic", "sac+logos+ava1-l14-linearMSE.pth or its tensors as safetensors", files=MODEL),
+        "clip": Knob("clip", "OpenAI's ViT-L/14 folder, through which aesthetic looks", files=MODEL),
         **NETWORK_KNOBS,
     },
     published={"weights": None, "clip": None, "arch": "ViT-L-14-quickgelu"},

@@ -7,6 +7,7 @@ from typing import Any
 from didr_jax.models import remat
 from didr_jax.rewards.shaping import Shape, plain
 from didr_jax.types import Array, PyTree, Weights
+from didr_jax.weights.hub import Files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Knob:
       default: what it is until it is set.
       choices: what it can be; empty: anything of the default's type.
       otherwise: what fills the argument where the knob is left empty; None: an empty knob is refused.
+      files: what is read of its path, which may be a name on the hub; None: it is no path.
     """
 
     key: str
@@ -70,8 +72,10 @@ class Knob:
     default: Any = ""
     choices: tuple[str, ...] = ()
     otherwise: Otherwise | None = None
+    files: Files | None = None
 
 
+MODEL, TOKENIZER = Files(weights=("",)), Files(texts=("",))  # what is read of a model's repository, and of a tokenizer's
 # Of all rewards that are networks.
 NETWORK_KNOBS = {
     "dtype": Knob("dtype", "of the rewards' computation", "float32", ("float32", "bfloat16", "float16")),

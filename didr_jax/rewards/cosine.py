@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from didr_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower
-from didr_jax.rewards.base import NETWORK_KNOBS, Knob, RewardModel, RewardRecord
+from didr_jax.rewards.base import MODEL, NETWORK_KNOBS, TOKENIZER, Knob, RewardModel, RewardRecord
 from didr_jax.text.tokens import clip_tokenizer, has_tokenizer
 from didr_jax.types import Array, PyTree
 from didr_jax.weights.clip import Configs, load_clip
@@ -38,7 +38,9 @@ def _own_or_the_pipelines(given: Mapping[str, Any], pipeline: str | None) -> str
     return given["weights"] if has_tokenizer(given["weights"]) else pipeline
 
 
-CLIP_TOKENIZER = Knob("clip_tokenizer", "a folder; empty: the reward's own, or the pipeline's", otherwise=_own_or_the_pipelines)
+CLIP_TOKENIZER = Knob(
+    "clip_tokenizer", "a folder; empty: the reward's own, or the pipeline's", otherwise=_own_or_the_pipelines, files=TOKENIZER
+)
 
 
 def cosine_reward(
@@ -104,7 +106,7 @@ def cosine_reward(
     return RewardRecord(
         load,
         about,
-        knobs={"weights": Knob(name, weights), "tokenizer": CLIP_TOKENIZER, **NETWORK_KNOBS},
+        knobs={"weights": Knob(name, weights, files=MODEL), "tokenizer": CLIP_TOKENIZER, **NETWORK_KNOBS},
         published={"weights": None, "tokenizer": None, "arch": published},
         held_out=held_out,
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from didr_jax.models.blip import VIT_L_16, BertConfig, ImageReward
 from didr_jax.models.clip import VisionConfig
-from didr_jax.rewards.base import NETWORK_KNOBS, Knob, RewardModel, RewardRecord
+from didr_jax.rewards.base import MODEL, NETWORK_KNOBS, TOKENIZER, Knob, RewardModel, RewardRecord
 from didr_jax.rewards.preprocess import resize_and_crop
 from didr_jax.text.tokens import bert_tokenizer
 from didr_jax.types import Array, PyTree
@@ -60,8 +60,8 @@ REWARD = RewardRecord(
     load,
     "ImageReward: standardised on the authors' images",
     knobs={
-        "weights": Knob("imagereward", "ImageReward.pt (THUDM/ImageReward) or its tensors as safetensors"),
-        "tokenizer": Knob("bert_tokenizer", "bert-base-uncased folder, for imagereward"),
+        "weights": Knob("imagereward", "ImageReward.pt (THUDM/ImageReward) or its tensors as safetensors", files=MODEL),
+        "tokenizer": Knob("bert_tokenizer", "bert-base-uncased folder, for imagereward", files=TOKENIZER),
         **NETWORK_KNOBS,
     },
     published={"weights": None, "tokenizer": None},

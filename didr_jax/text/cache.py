@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,16 @@ from didr_jax.text.leftovers import building, remove_leftovers, set_aside
 from didr_jax.text.writer import Writer, publish
 from didr_jax.types import InputError
 from didr_jax.whole_files import DISK, cannot_save
+
+
+def digest_tensors(tensors: Mapping[str, Any]) -> str:
+    """A digest of named arrays: names, types, shapes and contents."""
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        total.update(f"{name}\0{array.dtype.name}\0{list(array.shape)}\0".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
 
 
 def digest_files(folders: Iterable[str | os.PathLike]) -> str:

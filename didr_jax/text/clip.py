@@ -8,7 +8,7 @@ Source: `StableDiffusionPipeline.encode_prompt`, `StableDiffusionXLPipeline.enco
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from didr_jax.text.encoder import TextEncoder, text_encoder
 from didr_jax.text.tokens import Tokens, clip_tokenizer
 from didr_jax.types import Array, InputError, PyTree, Weights
 from didr_jax.weights.clip import load_text
+from didr_jax.weights.files import Tensors
 
 # (tokenizer, encoder) folders
 ENCODERS = {False: (("tokenizer", "text_encoder"),),
@@ -29,18 +30,22 @@ def parts(xl: bool) -> list[str]:
     return [name for pair in ENCODERS[xl] for name in pair]
 
 
-def clip_encoder(folder: str | os.PathLike, xl: bool, dtype=jnp.float32) -> TextEncoder:
+def clip_encoder(
+    folder: str | os.PathLike, xl: bool, opened: Callable[[str], Callable[[], Tensors]] | None = None, dtype=jnp.float32
+) -> TextEncoder:
     """b prompts -> ids `{encoder: [b, 77]}` -> `{"prompt": [b, 77, d]}`, and `{"pooled": [b, p]}` for SDXL.
 
     Args:
       folder: the pipeline.
       xl: SDXL's two encoders rather than SD 1.5's one.
+      opened: what opens the tensors of an encoder, by its folder's name, where they are not in the folder.
       dtype: of the computation.
 
     Raises:
       InputError: encoders or tokenizers that cannot be read.
     """
-    loaded = {encoder: load_text(Path(folder) / encoder) for _, encoder in ENCODERS[xl]}
+    where = lambda encoder: opened(encoder) if opened else None
+    loaded = {encoder: load_text(Path(folder) / encoder, where(encoder)) for _, encoder in ENCODERS[xl]}
     rows = {encoder: config.vocab for encoder, (config, _) in loaded.items()}
     tokenizers = {encoder: clip_tokenizer(Path(folder) / tokenizer, rows=rows[encoder]) for tokenizer, encoder in ENCODERS[xl]}
     if xl and loaded["text_encoder_2"][0].embed is None:

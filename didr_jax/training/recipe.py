@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from didr_jax.training.run import Products, Run
 from didr_jax.training.stages import Stage
+from didr_jax.weights.hub import Files
 
 Mode = Callable[[Products, Run], None]
 
@@ -43,6 +44,10 @@ class Recipe:
 
     def check(self, mode: str) -> None:
         """Raises InputError for anything that the mode would stumble over later; writes nothing."""
+
+    def files(self, mode: str) -> Mapping[str, Files]:
+        """What the mode reads of paths that may be names on the hub, by the config's key; opens nothing."""
+        return {}
 
     def figures(self, products: Products, run: Run) -> dict[str, float]:
         """Of the generator that the last stage left, for sweeps over configs."""

@@ -29,6 +29,7 @@ class Run:
     `name`: of the run, which no other has, the same in every process (`claims.RUN`); saves are bound to it.  Empty: they are not.
     `redraw(must)` is called after evaluations, and where a run ends early (then it must): what the run shows of itself may be
     drawn again; None: nothing is.
+    `steps`: of the saves that a mode reads, by stage.
     """
 
     config: Any
@@ -38,6 +39,7 @@ class Run:
     claim: Callable[[str, int], Iterable[str]] = lambda stage, step: ()
     redraw: Callable[[bool], None] | None = None
     name: str = ""
+    steps: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def path(self, *names: str) -> str:
         """Of a file in the workdir."""
@@ -87,10 +89,12 @@ def saved_products(run: Run, step: str = "") -> Products:
     last = run.config.stages[-1]
     for name in run.config.stages:
         if name == last and step and (saves := run.saves(name, read_only=True)).latest() is not None:
-            products[name] = saves.products(chosen_step(saves, step, name, run))
+            chosen = chosen_step(saves, step, name, run)
+            products[name] = saves.products(chosen)
         else:
-            hint = f", or see what it has with --step={LATEST}" if name == last else ""
+            chosen, hint = run.config[name].steps, f", or see what it has with --step={LATEST}" if name == last else ""
             products[name] = left_by(name, run, "run --mode=train first", hint)
+        run.steps[name] = chosen
     return products
 
 

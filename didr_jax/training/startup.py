@@ -107,3 +107,10 @@ def on_first(check: Callable[[], None]) -> None:
     if message := told_by_first(message):
         kind, text = kinds[int(message[0])], message[1:]
         raise InputError(text, details) if kind is InputError else CannotSave(text)
+
+
+def from_first(say: Callable[[], str]) -> str:
+    """What `say` returns in process 0, in every process; what is raised there is raised in every process, as by `on_first`."""
+    said: list[str] = []
+    on_first(lambda: said.append(say()))
+    return told_by_first(said[0] if said else "")

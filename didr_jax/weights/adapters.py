@@ -10,19 +10,19 @@ An adapter of rank r adds (α/r) · x A B.  Where a file says α, by dialect, th
 and where none does, α = r: the scale is in the factors.
 """
 
-import dataclasses
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from didr_jax.json_files import read_object
 from didr_jax.types import InputError
+from didr_jax.weights.dialects import ALPHA, DOWN, UP, Layers, Place, parsed
 from didr_jax.weights.files import read_tensors
 from didr_jax.weights.header import read_metadata
 
@@ -32,57 +32,105 @@ NUMBERS = ("ss_network_alpha", "lora_alpha", "network_alpha", "alpha")  # in the
 OTHER_FUNCTIONS = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens")
 
 
-@dataclasses.dataclass(frozen=True)
-class Adapters:
-    """What a file holds of one part of a pipeline.
+class Adapter(NamedTuple):
+    """What a file adds to a dense layer.
 
-    Attributes:
-      factors: `{"lora_A": {LAYER.weight: tensor [rank, in]}, "lora_B": {LAYER.weight: tensor [out, rank]}}`.
-      scales: alpha/rank of the file, by LAYER.weight.
+    `down` [rank, in] and `up` [out, rank] are tensors of the file; `scale`: alpha/rank, as the file has it.
     """
 
-    factors: Mapping[str, Mapping[str, Any]]
-    scales: Mapping[str, float]
+    name: str
+    down: Any
+    up: Any
+    scale: float
 
-    def scaled(self) -> dict[str, dict[str, Any]]:
-        """The factors with the scale in B, as float32 where it is not 1; reads those tensors."""
-        times = lambda name, b: b if self.scales[name] == 1 else np.asarray(b, np.float32) * np.float32(self.scales[name])
-        return {
-            "lora_A": dict(self.factors["lora_A"]),
-            "lora_B": {name: times(name, b) for name, b in self.factors["lora_B"].items()},
-        }
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
 
 
-def read_adapters(path: str | os.PathLike, prefix: str) -> Adapters:
-    """The adapters in a file; of tensors other than alphas only names and shapes are read.
+NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # diffusers', peft's
+PICKLED = ("pytorch_lora_weights.bin", "adapter_model.bin")
+
+
+def picked_adapter(names: Iterable[str], variant: str | None = None) -> str | None:
+    """Of the names in a folder that of its adapters: a usual one, or the only safetensors file."""
+    there = list(names)
+    only = [name for name in there if name.endswith(".safetensors")]
+    return next((n for n in (*NAMES, *PICKLED) if n in there), only[0] if len(only) == 1 else None)
+
+
+def read_adapters(path: str | os.PathLike, prefix: str, layers: Layers) -> dict[Place, Adapter]:
+    """The adapters in a file, of any dialect; of tensors other than alphas only names and shapes are read.
 
     Args:
-      path: a `.safetensors` file.
-      prefix: of the names of the adapted part, `transformer` or `unet`.
+      path: a `.safetensors` file, a pickle of peft, or a folder with one of them.
+      prefix: of diffusers' names of the adapted part, `transformer` or `unet`.
+      layers: of the network.
 
     Raises:
-      InputError: no adapters of this part, other tensors besides, an alpha that is none, or adapters of another kind.
+      InputError: no adapters of this network, other tensors besides, an alpha that is none, or adapters of another kind.
     """
-    factors: dict[str, dict[str, Any]] = {"lora_A": {}, "lora_B": {}}
-    alphas: dict[str, Any] = {}
+    path = _file(Path(path))
+    found: dict[str, dict[str, Any]] = {}
     tensors = read_tensors(path)
-    expected = f"expected are {prefix}.LAYER.lora_A.weight and its lora_B"
-    for key, tensor in tensors.items():
-        m = re.fullmatch(rf"{re.escape(prefix)}\.(.+)\.(lora_A\.weight|lora_B\.weight|alpha)", key)
-        if m is None:
-            raise InputError(f"LoRA: {path} holds {key}; {expected}")
-        if m[2] == "alpha":
-            alphas[m[1]] = tensor
-        else:
-            factors[m[2].removesuffix(".weight")][f"{m[1]}.weight"] = tensor
-    if not factors["lora_A"] or factors["lora_A"].keys() != factors["lora_B"].keys():
-        raise InputError(f"LoRA: {path} holds no adapters, or lacks one of the pair lora_A, lora_B of a layer")
-    if astray := [layer for layer in alphas if f"{layer}.weight" not in factors["lora_A"]]:
-        raise InputError(f"LoRA: {path} holds {prefix}.{astray[0]}.alpha; {expected}")
-    numbers = {layer: _number(f"{path}: {prefix}.{layer}.alpha", tensor) for layer, tensor in alphas.items()}
-    scale_of = _of_alphas(numbers) if alphas else _told_beside(Path(path), prefix)
-    scales = {name: scale_of(name.removesuffix(".weight"), a.shape[0]) for name, a in factors["lora_A"].items()}
-    return Adapters(factors, scales)
+    for key, layer, kind in parsed(list(tensors), layers, prefix, f"LoRA: {path}"):
+        if kind in found.setdefault(layer, {}):
+            raise InputError(f"LoRA: {path} has the adapter of {layer} twice ({key})")
+        found[layer][kind] = tensors[key] if kind != ALPHA else _number(f"{path}: {key}", tensors[key])
+    if not found or any({DOWN, UP} - kinds.keys() for kinds in found.values()):
+        lacking = [layer for layer, kinds in found.items() if {DOWN, UP} - kinds.keys()]
+        raise InputError(
+            f"LoRA: {path} holds no adapters, or lacks one of the pair lora_A, lora_B of a layer{f' ({lacking[0]})' if lacking else ''}"
+        )
+    alphas = {layer: kinds[ALPHA] for layer, kinds in found.items() if ALPHA in kinds}
+    scale_of = _of_alphas(alphas) if alphas else _told_beside(path, prefix)
+    adapters: dict[Place, Adapter] = {}
+    for layer, kinds in found.items():
+        down, up = _matrix(kinds[DOWN]), _matrix(kinds[UP])
+        for place in layers.places[layer]:
+            own = place._replace(part=None)
+            if own in adapters:
+                raise InputError(f"LoRA: {path} has the adapter of {place.name} twice, in two dialects")
+            adapters[own] = Adapter(place.name, down, _rows(up, place.part), scale_of(layer, down.shape[0] or 1))
+    return adapters
+
+
+def told(ranks: Mapping[str, int], prefix: str, dialect: str) -> dict[str, str]:
+    """What a file says of its adapters in the metadata, where their scale is in the factors: alpha is the rank.
+
+    Args:
+      ranks: by layer.
+      prefix: of the adapted part.
+      dialect: `diffusers` (peft's config), or another (kohya's words).
+    """
+    usual = max(ranks.values(), key=list(ranks.values()).count, default=0)
+    others = {layer: rank for layer, rank in ranks.items() if rank != usual}
+    if dialect != "diffusers":
+        return {"ss_network_module": "networks.lora", "ss_network_dim": str(usual), "ss_network_alpha": str(usual)}
+    config = {"r": usual, "lora_alpha": usual, "target_modules": list(ranks), "rank_pattern": others, "alpha_pattern": others}
+    return {"lora_adapter_metadata": json.dumps({f"{prefix}.{key}": value for key, value in config.items()})}
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    names = sorted(each.name for each in path.iterdir())
+    if (name := picked_adapter(names)) is None:
+        raise InputError(f"LoRA: {path} holds none of {', '.join(NAMES)} ({', '.join(names)[:200] or 'nothing'}); give the file")
+    return path / name
+
+
+def _matrix(tensor: Any) -> Any:
+    """A factor as a matrix; of a 1x1 convolution it may have four axes."""
+    return tensor[:, :, 0, 0] if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
+
+
+def _rows(up: Any, part: tuple[int, int] | None) -> Any:
+    """Of a fused layer's outputs those of one of its n layers."""
+    if part is None or up.shape[0] % part[1]:
+        return up
+    size = up.shape[0] // part[1]
+    return up[part[0] * size : (part[0] + 1) * size]
 
 
 def _of_alphas(alphas: Mapping[str, float]) -> Scale:
@@ -98,7 +146,7 @@ def _told_beside(path: Path, prefix: str) -> Scale:
         own = {key.removeprefix(f"{prefix}."): value for key, value in raw.items() if key.startswith(f"{prefix}.")}
         return _of_peft(where, own or raw)
     beside = path.with_name("adapter_config.json")
-    if path.name == "adapter_model.safetensors" and beside.is_file():
+    if path.stem == "adapter_model" and beside.is_file():
         return _of_peft(str(beside), read_object(beside, "save the adapter again"))
     for key in NUMBERS:
         if key in metadata:

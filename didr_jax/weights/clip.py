@@ -97,6 +97,7 @@ def _open_clip_text(path: str) -> list[Rule]:
 
 # A text encoder of a diffusion pipeline.  transformers 5 writes CLIPTextModel without the `text_model.` prefix.
 TEXT = [*_hf_text(""), *_hf_text("", name=""), *layer("text_projection", "proj")]
+OPEN_CLIP_TEXT = [*_open_clip_text(""), *ignore("logit_scale")]
 # A whole CLIP, parameters {"vision", "text", "logit_scale"}; and the image tower alone, out of the same files.
 HF = [*_hf_vision("vision/"), *_hf_text("text/"), *layer("text_projection", "text/proj"),
       Rule("logit_scale", "logit_scale")]  # fmt: skip
@@ -175,23 +176,28 @@ def clip_shapes(vision: VisionConfig, text: TextConfig, param_dtype: Any = jnp.f
     }
 
 
-def load_text(folder: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[TextConfig, Weights]:
+def load_text(
+    folder: str | os.PathLike, open_tensors: Callable[[], Tensors] | None = None, *, dtype: Any = jnp.float32
+) -> tuple[TextConfig, Weights]:
     """A pipeline's `text_encoder` or `text_encoder_2` folder -> (config, parameters of a `TextTower` in `dtype`).
 
-    The tower projects if the file has a projection.
+    `open_tensors`: where the tensors are not in the folder but in a whole checkpoint, by the names of Hugging Face or of
+    open_clip.  The tower projects if there is a projection.
 
     Raises:
       InputError: files that cannot be read, or a `CLIPTextModelWithProjection` without one.
     """
     from transformers import CLIPTextConfig
 
-    open_tensors = functools.partial(read_tensors, folder)
-    projected = "text_projection.weight" in open_tensors()
+    open_tensors = open_tensors or functools.partial(read_tensors, folder)
+    names = open_tensors().keys()
+    table = OPEN_CLIP_TEXT if "positional_embedding" in names else TEXT
+    projected = bool(names & {"text_projection.weight", "text_projection"})
     config = _hf_config(CLIPTextConfig, folder)
     if not projected and "CLIPTextModelWithProjection" in (config.architectures or ()):
         raise InputError(f"{folder} is a CLIPTextModelWithProjection and has no text_projection.weight; fetch it again")
     config = hf_text_config(config, config.projection_dim if projected else None)
-    return config, weights_of(open_tensors, TEXT, text_shapes(config, dtype), where=str(folder))
+    return config, weights_of(open_tensors, table, text_shapes(config, dtype), where=str(folder))
 
 
 def load_clip(

@@ -55,7 +55,7 @@ def to_flax(
     else:
         placed = tree.flatten_up_to(shardings)
     arrays = [
-        _place(sources[path], leaf.shape, dtype or leaf.dtype, sharding, _writer(table, path)[1])
+        _place(sources[path], leaf.shape, dtype or leaf.dtype, sharding, writer_of(table, path)[1])
         for (path, leaf), sharding in zip(leaves.items(), placed, strict=True)
     ]
     return tree.unflatten(arrays)
@@ -66,20 +66,26 @@ def check_fit(tensors: Tensors, table: Sequence[Rule], shapes: PyTree) -> None:
     _matched(tensors, table, shapes)
 
 
-def weights_of(open_tensors: Callable[[], Tensors], table: Sequence[Rule], shapes: PyTree, *, where: str = "") -> Weights:
+def weights_of(
+    open_tensors: Callable[[], Tensors],
+    table: Sequence[Rule] | Callable[[Tensors], Sequence[Rule]],
+    shapes: PyTree,
+    *,
+    where: str = "",
+) -> Weights:
     """Parameters in a file that is opened only to be checked or loaded, and closed again.
 
     Args:
       open_tensors: opens the file, as `read_tensors` does.
-      table: the model's rules.
+      table: the model's rules, or how they follow from the names in the file.
       shapes: nested dict of `ShapeDtypeStruct`; their dtypes are those of the parameters.
       where: begins the error of tensors that do not fit, e.g. the file's path.
     """
 
     def told(function, *args, **options):
-        tensors = open_tensors()
         try:
-            return function(tensors, table, *args, **options)
+            tensors = open_tensors()
+            return function(tensors, table(tensors) if callable(table) else table, *args, **options)
         except InputError as error:
             raise InputError(f"{where}: {error}" if where else str(error), error.details) from None
 
@@ -148,7 +154,7 @@ def _sources(tensors: Tensors, table: Sequence[Rule], leaves: dict) -> tuple[dic
     sources: dict[str, tuple[bool, list]] = {}
     missing: list[str] = []
     for path, leaf in leaves.items():
-        rule, name_of = _writer(table, path)
+        rule, name_of = writer_of(table, path)
         indices = range(leaf.shape[0] if rule.stacked else 1)
         missing += [name_of(i) for i in indices if i not in found[path]]
         sources[path] = (rule.stacked, [found[path].get(i) for i in indices])
@@ -173,7 +179,8 @@ def _piece(tensor: Any, part: tuple[int, int] | None) -> Any:
     return tensor[i * size : (i + 1) * size] if size * n == tensor.shape[0] else tensor
 
 
-def _writer(table: Sequence[Rule], path: str) -> tuple[Rule, Callable[[int], str]]:
+def writer_of(table: Sequence[Rule], path: str) -> tuple[Rule, Callable[[int], str]]:
+    """The row that writes a Flax leaf, and layer index -> torch name; raises LookupError if there is none."""
     for rule in table:
         if (name := rule.torch_name(path)) is not None:
             return rule, name
@@ -240,7 +247,7 @@ def to_torch(params: PyTree, table: Sequence[Rule], *, dtype: Any = None) -> Ten
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     pieces: defaultdict[str, dict[int, tuple]] = defaultdict(dict)
     for path, leaf in leaves:
-        rule, name_of = _writer(table, jax.tree_util.keystr(path, simple=True, separator="/"))
+        rule, name_of = writer_of(table, jax.tree_util.keystr(path, simple=True, separator="/"))
         for i in range(leaf.shape[0] if rule.stacked else 1):
             part, n = rule.part or (0, 1)
             pieces[name_of(i)][part] = (rule, n, leaf, i if rule.stacked else None)

@@ -21,6 +21,7 @@ from didr_jax.json_files import read_object
 from didr_jax.paths import lies_in
 from didr_jax.types import InputError
 from didr_jax.weights.header import DTYPES, read_header
+from didr_jax.weights.states import chosen_state
 from didr_jax.whole_files import whole_file, write_json
 
 Tensors = Mapping[str, Any]
@@ -30,15 +31,16 @@ _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_pytorc
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def read_tensors(path: str | os.PathLike, *, variant: str | None = None) -> Tensors:
+def read_tensors(path: str | os.PathLike, *, variant: str | None = None, state: str | None = None) -> Tensors:
     """Opens a checkpoint as a lazy mapping name -> numpy array.
 
     Args:
       path: a `.safetensors` file (a bare UNet file, say), an index `*.json` of a sharded checkpoint, a
         torch pickle (`.bin`, `.pt`, `.pth`, `.ckpt`; weights-only, and only where torch is
         installed), or a folder that holds one of them under diffusers' or transformers' names.
-      variant: `"fp16"` picks `*.fp16.safetensors` in a folder.  Without it the plain files are
-        taken, or, where there are none, the only variant that is there.
+      variant: `"fp16"` picks `*.fp16.safetensors` in a folder, or, where there is none, the plain file.  Without it the
+        plain files are taken, or, where there are none, the only variant that is there.
+      state: of a torch pickle that holds several networks, which (`weights.states.choose`).
 
     Raises:
       InputError: nothing readable there, a shard is absent, a file is cut short or damaged.
@@ -53,26 +55,50 @@ def read_tensors(path: str | os.PathLike, *, variant: str | None = None) -> Tens
     if path.suffix == ".json":
         return _read_index(path)
     if path.suffix in _PICKLES:
-        return _read_pickle(path)
+        return _read_pickle(path, state)
     raise InputError(f"weights: {path} is none of .safetensors, .json (index), {', '.join(_PICKLES)}")
 
 
+def picked(names: Iterable[str], variant: str | None) -> str | None:
+    """Of the names in a folder that of its weights: a file, or the index of a sharded one; None if there is none.
+
+    The variant's where it is there, else the plain one, else the only variant (where none was asked for).
+    """
+    there = set(names)
+    for tag in (f".{variant}", "") if variant else ("",):
+        for kind in ("safetensors", "bin", "pt"):
+            for stem in _STEMS:
+                for name in (f"{stem}{tag}.{kind}", f"{stem}.{kind}.index{tag}.json"):
+                    if name in there:
+                        return name
+    named = re.compile(rf"({'|'.join(_STEMS)})(\.\w+\.safetensors|\.safetensors\.index\.\w+\.json)")
+    only = [name for name in there if named.fullmatch(name)]
+    return only[0] if variant is None and len(only) == 1 else None
+
+
+def shards(names: Iterable[str], index: str) -> list[str]:
+    """Of the names in a folder those of the shards that belong to an index, by their form."""
+    m = re.fullmatch(r"(.+)\.(safetensors|bin|pt)\.index(\.\w+)?\.json", index)
+    if m is None:
+        return []
+    stem, kind, tag = re.escape(m[1]), m[2], re.escape(m[3] or "")
+    form = re.compile(rf"{stem}({tag})?-\d+-of-\d+({tag})?\.{kind}")
+    return sorted(name for name in names if (hit := form.fullmatch(name)) and (not tag or hit[1] or hit[2]))
+
+
+def is_weights(name: str) -> bool:
+    """Whether a path is that of a file of tensors, by its ending."""
+    return name.endswith((".safetensors", *_PICKLES))
+
+
 def _pick(folder: Path, variant: str | None) -> Path:
+    names = sorted(path.name for path in folder.iterdir())
+    if (found := picked(names, variant)) is not None:
+        return folder / found
     tag = f".{variant}" if variant else ""
-    for kind in ("safetensors", "bin", "pt"):
-        for stem in _STEMS:
-            for name in (f"{stem}{tag}.{kind}", f"{stem}.{kind}.index{tag}.json"):
-                if (folder / name).is_file():
-                    return folder / name
-    if variant is None:
-        named = re.compile(rf"({'|'.join(_STEMS)})(\.\w+\.safetensors|\.safetensors\.index\.\w+\.json)")
-        only = [p for p in sorted(folder.iterdir()) if named.fullmatch(p.name)]
-        if len(only) == 1:
-            return only[0]
-    found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
     raise InputError(
         f"weights: no {_STEMS[0]}{tag}.safetensors, model{tag}.safetensors or index of them in {folder}"
-        f" (it holds {found}); give the file itself or set the variant"
+        f" (it holds {', '.join(names) or 'nothing'}); give the file itself or set the variant"
     )
 
 
@@ -117,7 +143,7 @@ def _inside(index: Path, name: str) -> bool:
     return any(lies_in(index.parent / name, home) for home in homes)
 
 
-def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+def _read_pickle(path: Path, key: str | None = None) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
@@ -131,7 +157,7 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise InputError(f"weights: {path} cannot be read as weights only ({reason})") from e
     if isinstance(state, dict):
-        state = state.get("state_dict", state)
+        state = chosen_state(state, lambda value: isinstance(value, torch.Tensor), key)
 
     def numpy(t):
         if t.dtype == torch.bfloat16:  # numpy has no bfloat16 of its own
@@ -147,7 +173,9 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"weights: {path} holds tensors that are no plain arrays ({str(e).splitlines()[0]})") from e
 
 
-def write_safetensors(path: str | os.PathLike, tensors: Tensors, *, max_bytes: int | None = None) -> None:
+def write_safetensors(
+    path: str | os.PathLike, tensors: Tensors, *, max_bytes: int | None = None, metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes a checkpoint that `from_pretrained` of diffusers and transformers accepts.
 
     Tensors are brought to the host one at a time.
@@ -157,18 +185,19 @@ def write_safetensors(path: str | os.PathLike, tensors: Tensors, *, max_bytes: i
       tensors: name -> array (numpy, jax, or lazy as `engine.to_torch` gives).
       max_bytes: largest shard.  Beyond it the file is split into `STEM-00001-of-0000N.safetensors`
         with an index `STEM.safetensors.index.json`.  None: one file.
+      metadata: what the files say beside their tensors.
 
     Raises:
       CannotSave: a file could not be written; each is there whole or not at all.
     """
     path = Path(path)
-    shards = _split(tensors, max_bytes)
-    if len(shards) == 1:
-        return _write_one(path, tensors, shards[0])
+    parts = _split(tensors, max_bytes)
+    if len(parts) == 1:
+        return _write_one(path, tensors, parts[0], metadata)
     weight_map = {}
-    for i, names in enumerate(shards):
-        name = f"{path.stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        _write_one(path.parent / name, tensors, names)
+    for i, names in enumerate(parts):
+        name = f"{path.stem}-{i + 1:05d}-of-{len(parts):05d}.safetensors"
+        _write_one(path.parent / name, tensors, names, metadata)
         weight_map.update(dict.fromkeys(names, name))
     index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": weight_map}
     write_json(path.with_name(path.name + ".index.json"), index, sort_keys=True)
@@ -191,10 +220,10 @@ def _split(tensors: Tensors, max_bytes: int | None) -> list[list[str]]:
     return shards
 
 
-def _write_one(path: Path, tensors: Tensors, names: Iterable[str]) -> None:
+def _write_one(path: Path, tensors: Tensors, names: Iterable[str], metadata: Mapping[str, str] | None = None) -> None:
     # Wider types first, so that each tensor starts on a multiple of its item size.
     names = sorted(names, key=lambda n: (-np.dtype(tensors[n].dtype).itemsize, n))
-    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     start = 0
     for name in names:
         stop = start + _nbytes(tensors[name])

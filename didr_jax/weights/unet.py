@@ -12,7 +12,6 @@ _RESNETS = {r"(down_blocks|up_blocks).(\d+).resnets.(\d+)": "{}_{}/resnets_{}",
 
 def unet_table(config: UNetConfig) -> list[Rule]:
     """`weights.rules` between diffusers' names and `models.unet.UNet`'s parameters."""
-    projection = "kernel" if config.linear_projection else "conv_1x1"
     table = [
         *layer("(conv_in|conv_out)", "{}"),
         *norm("conv_norm_out", "conv_norm_out"),
@@ -26,14 +25,20 @@ def unet_table(config: UNetConfig) -> list[Rule]:
             *layer(f"{torch}.conv_shortcut", f"{flax}/conv_shortcut", layout="conv_1x1"),
         ]
     for torch, flax in _PLACES.items():
-        block, blocks = rf"{torch}.transformer_blocks.(?P<layer>\d+)", f"{flax}/transformer_blocks"
-        table += [
-            *norm(f"{torch}.norm", f"{flax}/norm"),
-            *layer(f"{torch}.(proj_in|proj_out)", f"{flax}/{{}}", layout=projection),
-            *norm(f"{block}.(norm1|norm2|norm3)", f"{blocks}/{{}}"),
-            *layer(f"{block}.(attn1|attn2).(to_q|to_k|to_v)", f"{blocks}/{{}}/{{}}"),
-            *layer(f"{block}.(attn1|attn2).to_out.0", f"{blocks}/{{}}/to_out"),
-            *layer(f"{block}.ff.net.0.proj", f"{blocks}/ff/proj_in"),
-            *layer(f"{block}.ff.net.2", f"{blocks}/ff/proj_out"),
-        ]
+        table += transformer_rows(torch, flax, config)
     return table
+
+
+def transformer_rows(torch: str, flax: str, config: UNetConfig) -> list[Rule]:
+    """Of a transformer at a place in a UNet; below it the names are the same in all dialects."""
+    projection = "kernel" if config.linear_projection else "conv_1x1"
+    block, blocks = rf"{torch}.transformer_blocks.(?P<layer>\d+)", f"{flax}/transformer_blocks"
+    return [
+        *norm(f"{torch}.norm", f"{flax}/norm"),
+        *layer(f"{torch}.(proj_in|proj_out)", f"{flax}/{{}}", layout=projection),
+        *norm(f"{block}.(norm1|norm2|norm3)", f"{blocks}/{{}}"),
+        *layer(f"{block}.(attn1|attn2).(to_q|to_k|to_v)", f"{blocks}/{{}}/{{}}"),
+        *layer(f"{block}.(attn1|attn2).to_out.0", f"{blocks}/{{}}/to_out"),
+        *layer(f"{block}.ff.net.0.proj", f"{blocks}/ff/proj_in"),
+        *layer(f"{block}.ff.net.2", f"{blocks}/ff/proj_out"),
+    ]

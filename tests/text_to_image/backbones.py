@@ -58,13 +58,13 @@ class Row:
 def _sdxl_client(pipeline, folder):
     return diffusers.StableDiffusionXLPipeline.from_pipe(
         pipeline, unet=diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
-        scheduler=diffusers.LCMScheduler.from_config(pipeline.scheduler.config),
+        scheduler=diffusers.LCMScheduler.from_pretrained(folder, subfolder="scheduler"),
     )  # fmt: skip
 
 
 def _sdxl_images(client, noise, kind):
     return client(
-        tiny_sdxl.PROMPTS[: len(noise)], height=tiny_sdxl.HEIGHT, width=tiny_sdxl.WIDTH, timesteps=[399], guidance_scale=0.0,
+        tiny_sdxl.PROMPTS[: len(noise)], height=tiny_sdxl.HEIGHT, width=tiny_sdxl.WIDTH, num_inference_steps=1, guidance_scale=0.0,
         latents=nchw(noise), output_type=kind,
     ).images  # fmt: skip
 
@@ -94,8 +94,8 @@ ROWS = {
         network=diffusers.UNet2DConditionModel,
         client=_sdxl_client,
         images=_sdxl_images,
-        exported=(),
-        read_by_export=("unet/config.json",),
+        exported=("scheduler/scheduler_config.json", "README.md"),
+        read_by_export=("model_index.json", "scheduler/scheduler_config.json", "unet/config.json"),
         parts=("unet/config.json", "vae", "text_encoder_2", "tokenizer"),
         broken={
             "conv_in.bias": "time_embedding.extra.weight",
@@ -114,7 +114,7 @@ ROWS = {
         network=diffusers.ZImageTransformer2DModel,
         client=_zimage_client,
         images=_zimage_images,
-        exported=("scheduler/scheduler_config.json",),
+        exported=("scheduler/scheduler_config.json", "README.md"),
         read_by_export=("model_index.json", "scheduler/scheduler_config.json", "transformer/config.json"),
         parts=("transformer/config.json", "vae", "text_encoder", "tokenizer", "scheduler"),
         broken={"x_pad_token": "t_embedder.extra.weight", "layers.1.attention.to_q.weight": None},

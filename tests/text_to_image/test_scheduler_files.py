@@ -3,12 +3,15 @@
 import inspect
 import json
 
+import numpy as np
 import pytest
 
 diffusers = pytest.importorskip("diffusers")
 
 from configs import sdxl  # noqa: E402
-from didr_jax.recipes.text_to_image.scheduler import CLASSES, PLAIN, discrete_prediction  # noqa: E402
+from didr_jax.few_step import FewStep  # noqa: E402
+from didr_jax.recipes.text_to_image.scheduler import CLASSES, PLAIN, discrete_prediction, few_step_scheduler  # noqa: E402
+from didr_jax.schedules import ddpm  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 
 SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -81,3 +84,29 @@ def test_another_noise_schedule_is_refused_by_name_in_one_line(index, keys, mess
     with pytest.raises(InputError, match=message) as refused:
         read(tmp_path, index, **keys)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "timesteps, solver, kind",
+    [
+        ((399,), "renoise", "LCMScheduler"),
+        ((999,), "ode", "DDIMScheduler"),
+        ((999, 749, 499, 249), "renoise", "LCMScheduler"),
+        ((999, 749, 499, 249), "ode", "DDIMScheduler"),
+        ((599, 299), "ode", "DDIMScheduler"),
+        ((999, 699, 399), "renoise", None),
+    ],
+)
+def test_an_exported_scheduler_visits_the_generators_timesteps(timesteps, solver, kind):
+    """Or, where they are not evenly spaced, there is none: they are given by number."""
+    config = sdxl.get_config()
+    few_step = FewStep(ddpm(), tuple(t / 1000 for t in timesteps), solver)
+    found = few_step_scheduler({}, config, few_step, "v")
+    assert (found and found["_class_name"]) == kind
+    if found is None:
+        return
+    scheduler = getattr(diffusers, kind).from_config(found)
+    scheduler.set_timesteps(len(timesteps))
+    assert scheduler.timesteps.tolist() == list(timesteps) and scheduler.config.prediction_type == "v_prediction"
+    alphas = [float(few_step.schedule.alpha(t / 1000) ** 2) for t in timesteps]
+    np.testing.assert_allclose(scheduler.alphas_cumprod.numpy()[list(timesteps)], alphas, rtol=1e-5)

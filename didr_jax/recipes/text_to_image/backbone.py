@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ from didr_jax.recipes.text_to_image.latents import ImageSide, latent_shape
 from didr_jax.schedules import Schedule
 from didr_jax.text.encoder import TextEncoder
 from didr_jax.types import Array, InputError, PyTree, Weights
+from didr_jax.weights import single_file
 from didr_jax.weights.engine import weights_of
-from didr_jax.weights.files import Tensors, read_tensors
+from didr_jax.weights.files import Tensors, is_weights, read_tensors
 from didr_jax.weights.folder import part_json, require_parts
 from didr_jax.weights.rules import Rule
 
 
 class Backbone:
-    """A latent diffusion model, its text encoder and its image decoder, from a pipeline folder in diffusers' format.
+    """A latent diffusion model, its text encoder and its image decoder, from a pipeline folder in diffusers' format, or from
+    a single file and what the folder `weights.rest` has besides.
 
     Every attribute is found when it is first asked for, from the files that it needs and no others; parameters are
     `Weights`, which are read when they are loaded.  Without `weights.base` (plans) the architecture is a published one
@@ -29,11 +31,17 @@ class Backbone:
     Attributes that a subclass gives:
       part: the network's name in a pipeline, which prefixes the names of adapters.
       text_parts: the sub-folders that the text encoder is read from.
+      all_text_parts: those of any pipeline of the family.
       config_parts: sub-folders, besides the network's, whose configs every mode reads.
       zero_text: guidance's other branch is zero embeddings; otherwise the embedding of the empty prompt.
       prediction: what the network predicts, a key of `diffusion.PREDICTIONS`.
       shapes: of the network's parameters.
-      table: weight names of the network.
+      table: weight names of the network in diffusers' format.
+      single_table: the same in single files, of which they have the tensor `single_name`.
+      repository: on the hub, the published pipeline.
+      pipeline_class, network_class: of diffusers.
+      single_adapters: the dialect of adapters that go with single files, a key of `lora.DIALECTS`.
+      timesteps: that the exported generator must be given by number; None: its scheduler visits them by itself.
       multiple: pixels that an image's sides must be multiples of.
       text_shapes: of the text of one prompt, {name: [1, ...]}.
       clip_tokenizer: a folder with a CLIP tokenizer for rewards that bring none; None if there is none.
@@ -44,11 +52,19 @@ class Backbone:
 
     part: str
     text_parts: Sequence[str]
+    all_text_parts: Sequence[str]
     config_parts: Sequence[str] = ()
     zero_text: bool
     prediction: str
     shapes: PyTree
     table: Sequence[Rule]
+    single_table: Sequence[Rule]
+    single_name: str
+    repository: str
+    pipeline_class: str
+    network_class: str
+    single_adapters: str
+    timesteps: Sequence[int] | None = None
     multiple: int
     text_shapes: Mapping[str, Any]
     clip_tokenizer: str | None = None
@@ -58,7 +74,8 @@ class Backbone:
 
     def __init__(self, config):
         self.config = config
-        self.folder = Path(config.weights.base)
+        self.file = Path(config.weights.base) if is_weights(config.weights.base) else None
+        self.folder = Path(config.weights.base if self.file is None else config.weights.rest)
 
     def network(self, params: PyTree, x_t: Array, t: Array, text: PyTree) -> Array:
         """The prediction, float32, of `x_t [b, h, w, c]` at `t [b]`."""
@@ -75,9 +92,21 @@ class Backbone:
     def check(self) -> None:
         """Raises InputError where the parts are not of one pipeline, or not one that this port does."""
 
+    @property
+    def base_source(self) -> Path:
+        """Where the base's network is, file or folder."""
+        return self.file or self.folder / self.part
+
     def generator_source(self) -> Path:
-        """Where the initial generator's weights are, file or folder."""
-        return Path(self.config.weights.generator or self.folder / self.part)
+        """Where the initial generator's weights are: a file, a network's folder, or that of a pipeline; empty: the base's own."""
+        if not self.config.weights.generator:
+            return self.base_source
+        path = Path(self.config.weights.generator)
+        return path / self.part if (path / self.part).is_dir() else path
+
+    def checkpoint(self) -> Mapping[str, tuple[str, Weights, Sequence[Rule]]]:
+        """(prefix, parameters, names) of the parts, besides the network, that a whole checkpoint has; none: there is no such form."""
+        return {}
 
     # ------------------------------------------------------------------------------ what all share
 
@@ -88,8 +117,16 @@ class Backbone:
 
     def require(self, parts: Sequence[str]) -> None:
         """Raises InputError unless the folder has these parts."""
-        if self.given:
-            require_parts(self.folder, "weights.base", parts)
+        if not self.given:
+            return
+        if self.file is None:
+            return require_parts(self.folder, "weights.base", parts)
+        if not self.config.weights.rest:
+            raise InputError(
+                f"config.weights.base = {self.file} is a single file, which has no configs and tokenizers: set config.weights.rest "
+                f"to a pipeline folder with them, or to {self.repository}"
+            )
+        require_parts(self.folder, "weights.rest", parts)
 
     def architecture(self, part: str) -> Mapping[str, Any]:
         """`config.json` of a part: the folder's, or that of a published pipeline."""
@@ -116,7 +153,7 @@ class Backbone:
     @functools.cached_property
     def image(self) -> ImageSide:
         """The decoder."""
-        return ImageSide(self.config, self.architecture("vae"), self.folder / "vae" if self.given else None)
+        return ImageSide(self.config, self.architecture("vae"), self.opened("vae"))
 
     @functools.cached_property
     def event_shape(self) -> tuple[int, int, int]:
@@ -131,12 +168,12 @@ class Backbone:
     @property
     def shared(self) -> bool:
         """Whether the generator begins with the base's own weights."""
-        return self.given and os.path.realpath(self.generator_source()) == os.path.realpath(self.folder / self.part)
+        return self.given and os.path.realpath(self.generator_source()) == os.path.realpath(self.base_source)
 
     @functools.cached_property
     def base(self) -> Weights:
         """The network of the pipeline: the reference, and the TA's start."""
-        return self._source("base", self.folder / self.part)
+        return self._source("base", self.base_source)
 
     @functools.cached_property
     def generator(self) -> Weights:
@@ -144,15 +181,31 @@ class Backbone:
         return self.base if self.shared else self._source("generator", self.generator_source())
 
     def _source(self, name: str, path: Path) -> Weights:
-        return weights_of(lambda: open_weights(self.config, path), self.table, self.shapes, where=f"config.weights.{name}")
+        return weights_of(lambda: self._network(path), self.table_of, self.shapes, where=f"config.weights.{name}")
 
+    def _network(self, path: Path) -> Tensors:
+        """Still on disk.  A folder's variant is `config.weights.variant`; a file is what it is."""
+        knobs = self.config.weights
+        if not self.given:
+            raise InputError("config.weights.base is empty; give --config.weights.base=PATH")
+        if path.is_dir():
+            return read_tensors(path, variant=knobs.variant or None)
+        return single_file.network(read_tensors(path, state=knobs.state), self.part, knobs.state)
 
-def open_weights(config, path: Path) -> Tensors:
-    """Tensors still on disk.  A folder's variant is `config.weights.variant`; a file is what it is.
+    def table_of(self, tensors: Tensors) -> Sequence[Rule]:
+        """The dialect that a network's names are in."""
+        return self.single_table if self.single_name in tensors else self.table
 
-    Raises:
-      InputError: nothing readable there.
-    """
-    if not config.weights.base:
-        raise InputError("config.weights.base is empty; give --config.weights.base=PATH")
-    return read_tensors(path, variant=config.weights.variant or None if path.is_dir() else None)
+    def in_file(self, part: str) -> bool:
+        """Whether the single file is there and has a part besides the network."""
+        return self.file is not None and self.file.is_file() and single_file.part(read_tensors(self.file), part) is not None
+
+    def opened(self, part: str) -> Callable[[], Tensors]:
+        """Opens the tensors of a part besides the network: of the single file if it has them, else of the folder."""
+
+        def read() -> Tensors:
+            if self.file is not None and (found := single_file.part(read_tensors(self.file), part)) is not None:
+                return found
+            return read_tensors(self.folder / part, variant=self.config.weights.variant or None)
+
+        return read

@@ -13,11 +13,13 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.stages = ("align",)
 
     config.weights = ml_collections.ConfigDict()
-    config.weights.base = ""  # folder of the pipeline: reference, TA's start, text encoders, VAE
+    # Paths, and names on the hub: org/name, org/name@revision, org/name:subfolder/file (docs/weights.md).
+    config.weights.base = ""  # the pipeline, folder or single file: reference, TA's start, text encoders, VAE
+    config.weights.rest = ""  # pipeline folder of what a single file lacks; empty: the published pipeline's name
     config.weights.generator = ""  # file or folder of the initial generator's weights; empty: the base's own
-    config.weights.generator_adapter = (
-        ""  # LoRA file, as --mode=export writes: where its adapters begin, or what is added to its weights
-    )
+    # LoRA file of any trainer, as --mode=export writes: where its adapters begin, or what is added to its weights
+    config.weights.generator_adapter = ""
+    config.weights.state = ""  # which of several copies in a single or torch file, e.g. ema | model; empty: the only one
     config.weights.variant = ""  # of the files in the folders, e.g. fp16; empty: the plain ones
 
     config.data = ml_collections.ConfigDict()
@@ -76,6 +78,10 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.export = ml_collections.ConfigDict()
     config.export.dtype = "float16"  # of the files of --mode=export: float32 | float16 | bfloat16
     config.export.adapter_rank = 0  # of adapters that come nearest to what full training changed, written beside; 0: none
+    config.export.format = (
+        "diffusers"  # of names and files: diffusers | single_file (LDM's names, ComfyUI's; kohya's of adapters)
+    )
+    config.export.pipeline = False  # with the base's other parts: a pipeline that from_pretrained opens, or a whole checkpoint
 
     config.score = ml_collections.ConfigDict()
     config.score.images = ""  # folder of --mode=score

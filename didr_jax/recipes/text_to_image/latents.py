@@ -1,8 +1,6 @@
 """The image side that latent text-to-image backbones share: the size of a latent, and its decoder."""
 
-import functools
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +12,8 @@ from didr_jax.models.config import building
 from didr_jax.models.vae import AutoencoderKL, VAEConfig
 from didr_jax.types import Array, InputError, PyTree, Weights
 from didr_jax.weights.engine import weights_of
-from didr_jax.weights.files import read_tensors
+from didr_jax.weights.files import Tensors
+from didr_jax.weights.ldm import ldm_vae_table
 from didr_jax.weights.vae import VAE_TABLE
 
 
@@ -22,9 +21,9 @@ class ImageSide:
     """The VAE of a pipeline.
 
     Args:
-      config: for `image`, `network.vae_…` and `weights.variant`.
+      config: for `image` and `network.vae_…`.
       raw: its `config.json`.
-      folder: of its weights; None for plans.
+      opened: opens its tensors, in diffusers' names or those of single files.
 
     Attributes:
       arch: its architecture.
@@ -34,7 +33,7 @@ class ImageSide:
       InputError: a VAE that this port does not do, an unknown attention backend.
     """
 
-    def __init__(self, config, raw: Mapping[str, Any], folder: Path | None):
+    def __init__(self, config, raw: Mapping[str, Any], opened: Callable[[], Tensors]):
         knobs, image = config.network, config.image
         require_choice("network.vae_attention", knobs.vae_attention, BACKENDS)
         self.arch = VAEConfig.from_json(raw)
@@ -43,8 +42,8 @@ class ImageSide:
         size = jax.ShapeDtypeStruct((1, image.height, image.width, 3), jnp.float32)
         with building("AutoencoderKL"):
             shapes = jax.eval_shape(self._vae.init, jax.random.key(0), size)["params"]
-        read = functools.partial(read_tensors, folder or "", variant=config.weights.variant or None)
-        self.weights: Weights = weights_of(read, VAE_TABLE, shapes, where="config.weights.base: vae").cast(dtype)
+        table = lambda tensors: ldm_vae_table(self.arch) if "encoder.mid.block_1.conv1.weight" in tensors else VAE_TABLE
+        self.weights: Weights = weights_of(opened, table, shapes, where="config.weights.base: vae").cast(dtype)
 
     def decode(self, params: PyTree, x0: Array) -> Array:
         """Images `[b, H, W, 3]` of latents: about [-1, 1], unclipped, float32."""

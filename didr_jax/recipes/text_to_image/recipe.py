@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+from collections.abc import Mapping
 
 import jax
 
@@ -12,6 +13,7 @@ from didr_jax.models.remat import REMAT
 from didr_jax.objectives import OBJECTIVES
 from didr_jax.recipes.text_to_image import advice, export, report
 from didr_jax.recipes.text_to_image.doubts import doubts
+from didr_jax.recipes.text_to_image.files import files
 from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator
 from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.rewards.custom import OWN, try_out
@@ -23,6 +25,7 @@ from didr_jax.training.run import Products, Run
 from didr_jax.training.stages import Stage, game_stage
 from didr_jax.training.startup import is_first_process
 from didr_jax.types import InputError
+from didr_jax.weights.hub import Files
 from didr_jax.whole_files import write_json
 
 TRAIN = ("full", "lora")
@@ -81,6 +84,9 @@ class TextToImage(Recipe):
             config.rewards.hps = "published"
         return TextToImage(config, self._make_backbone, planning=True)
 
+    def files(self, mode: str) -> Mapping[str, Files]:
+        return files(self.config, self.task.backbone, mode)
+
     def check(self, mode: str) -> None:
         config = self.config
         for part, knob in (("network", "remat"), ("network", "vae_remat"), ("rewards", "remat")):
@@ -125,6 +131,7 @@ class TextToImage(Recipe):
         backbone.require([name for part in PARTS[mode] for name in wanted.get(part, [part])])
         if mode == "export":
             backbone.few_step, backbone.scheduler_json  # noqa: B018  (they raise)
+            export.check_export(self.task)
             return
         backbone.check()
         backbone.prediction, backbone.few_step, backbone.event_shape, backbone.shapes  # noqa: B018  (they raise)

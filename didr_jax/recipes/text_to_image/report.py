@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from didr_jax.checks import named_function
+from didr_jax.recipes.text_to_image.card import write_rewards
 from didr_jax.recipes.text_to_image.conditions import PromptTable
 from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.reporting.curves import curves
@@ -141,16 +142,17 @@ def evaluate(task: Task, products: Products, run: Run) -> None:
     """summary.json (a row before, one after); grids and pairs before and after for the same noise; curves, report.html."""
     config, judge = task.config, _judge(task)
     frozen, steps = run.load(judge.weights), task.backbone.few_step.label
-    rows, pictures, drawn, rewards = {}, {}, {}, {}
+    rows, pictures, drawn, rewards, scored = {}, {}, {}, {}, {}
     for file, label, generator in (
         ("before", f"{steps}, initial", lambda: initial(task, frozen, run)),
         ("after", f"{steps}, {config.align.objective}", lambda: trained(task, frozen, products, run)),
     ):
         images, scores = judge.run(frozen, generator())
         rows[label], pictures[file] = judge.figures(images, scores), judge.grid(images)
-        drawn[file], rewards[file] = to_bytes(images), scores.get("reward")
+        drawn[file], rewards[file], scored[file] = to_bytes(images), scores.get("reward"), scores
     if is_first_process():
         write_summary(run.workdir, rows, run.log)
+        write_rewards(run, scored["before"], scored["after"])
         for file, picture in pictures.items():
             save_picture(run.path(f"{file}.png"), picture)
         write_pairs(

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from didr_jax.checks import require_choice
+from didr_jax.few_step import FewStep
 from didr_jax.types import InputError
 from didr_jax.weights.folder import part_json
 
@@ -108,3 +111,50 @@ def discrete_prediction(folder: Path, config: Any, schedule_name: str) -> str:
     kind = said.get("prediction_type", "epsilon")
     require_choice("weights.base: prediction_type of its scheduler", kind, PREDICTIONS)
     return PREDICTIONS[kind]
+
+
+def few_step_scheduler(raw: Mapping[str, Any], config: Any, few_step: FewStep, prediction: str) -> dict[str, Any] | None:
+    """The config of a scheduler of diffusers with which `num_inference_steps=n` visits a generator's timesteps.
+
+    Where the first is not the schedule's last the scheduler ends there: it has as many β as are needed.
+
+    Args:
+      raw: of the base's scheduler_config.json, for what only the version of diffusers knows; may be empty.
+      config: the whole config, for the noise schedule.
+      few_step: the generator's steps.
+      prediction: a key of `diffusion.PREDICTIONS`.
+
+    Returns:
+      `scheduler_config.json`; None where the timesteps are not evenly spaced: they must then be given by number.
+    """
+    timesteps = timesteps_of(few_step)
+    top, n = timesteps[0] + 1, len(timesteps)
+    if timesteps != [round(top * (n - i) / n) - 1 for i in range(n)] or (top % n and few_step.solver == "renoise"):
+        return None
+    knobs = config.schedule
+    number, start, end = knobs.get("num_timesteps", 1000), knobs.get("beta_start", 0.00085), knobs.get("beta_end", 0.012)
+    common = {
+        "_diffusers_version": raw.get("_diffusers_version", "0.36.0"),
+        "beta_start": start,
+        "beta_end": end,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": top,
+        "prediction_type": {ours: theirs for theirs, ours in PREDICTIONS.items()}[prediction],
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "timestep_spacing": "trailing",
+    }
+    if top < number:
+        roots = np.linspace(start**0.5, end**0.5, number)
+        common["trained_betas"] = (roots[:top] ** 2).tolist()
+    if few_step.solver == "renoise":
+        return {"_class_name": "LCMScheduler", **common, "original_inference_steps": n}
+    return {"_class_name": "DDIMScheduler", **common}
+
+
+def timesteps_of(few_step: FewStep) -> list[int]:
+    """The numbers of a discrete schedule's timesteps."""
+    number = few_step.schedule.num_timesteps
+    assert number is not None, "the schedule is a discrete one"
+    return [round(t * number) for t in few_step.times]

@@ -20,19 +20,32 @@ from didr_jax.models.config import building
 from didr_jax.models.unet import UNet
 from didr_jax.models.unet_config import UNetConfig
 from didr_jax.recipes.text_to_image.backbone import Backbone
-from didr_jax.recipes.text_to_image.scheduler import discrete_prediction
-from didr_jax.text.cache import digest_files
+from didr_jax.recipes.text_to_image.scheduler import FILE, discrete_prediction, few_step_scheduler, timesteps_of
+from didr_jax.text.cache import digest_files, digest_tensors, digest_texts
 from didr_jax.text.clip import clip_encoder, parts
 from didr_jax.types import InputError
+from didr_jax.weights import single_file
+from didr_jax.weights.clip import OPEN_CLIP_TEXT, TEXT, load_text
+from didr_jax.weights.folder import part_json
+from didr_jax.weights.ldm import ldm_unet_table, ldm_vae_table
 from didr_jax.weights.unet import unet_table
 
 MAX_TOKENS = 77  # of a prompt
+REPOSITORIES = {
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
 
 
 class StableDiffusion(Backbone):
     """SDXL or SD 1.5: `text` is {"prompt": [b, 77, d]}, and {"pooled": [b, p]} for SDXL."""
 
     part = "unet"
+    pipeline_class = property(lambda self: "StableDiffusionXLPipeline" if self.xl else "StableDiffusionPipeline")
+    network_class = "UNet2DConditionModel"
+    single_adapters = "kohya"
+    all_text_parts = parts(xl=True)
+    single_name = "input_blocks.0.0.weight"
 
     @functools.cached_property
     def arch(self) -> UNetConfig:
@@ -53,6 +66,14 @@ class StableDiffusion(Backbone):
     @property
     def table(self):
         return unet_table(self.arch)
+
+    @property
+    def single_table(self):
+        return ldm_unet_table(self.arch)
+
+    @property
+    def repository(self) -> str:
+        return REPOSITORIES.get(self.config.compile.pipeline, REPOSITORIES["sdxl"])
 
     @property
     def multiple(self) -> int:
@@ -103,10 +124,12 @@ class StableDiffusion(Backbone):
         return shapes
 
     def encoder(self):
-        return clip_encoder(self.folder, self.xl)
+        return clip_encoder(self.folder, self.xl, self.opened)
 
     def text_digest(self) -> str:
-        return digest_files(self.folder / name for name in self.text_parts)
+        folders = digest_files(self.folder / name for name in self.text_parts)
+        inside = [part for part in self.text_parts if part in single_file.PARTS and self.in_file(part)]
+        return digest_texts([folders, *(digest_tensors(self.opened(part)()) for part in inside)]) if inside else folders
 
     def check(self) -> None:
         arch, vae = self.arch, self.image.arch
@@ -120,3 +143,22 @@ class StableDiffusion(Backbone):
     def prediction(self) -> str:
         """What the UNet predicts, after the folder's scheduler was compared with the config's schedule."""
         return discrete_prediction(self.folder, self.config, self.schedule.name) if self.given else "eps"
+
+    @functools.cached_property
+    def scheduler_json(self):
+        raw = part_json(self.folder, "scheduler", FILE) if (self.folder / "scheduler" / FILE).is_file() else {}
+        return few_step_scheduler(raw, self.config, self.few_step, self.prediction)
+
+    @property
+    def timesteps(self) -> list[int] | None:
+        return None if self.scheduler_json is not None else timesteps_of(self.few_step)
+
+    def checkpoint(self):
+        parts = {"vae": (single_file.PARTS["vae"][0], self.image.weights.cast("float32"), ldm_vae_table(self.image.arch))}
+        first = single_file.PARTS["text_encoder"][0 if self.xl else 1]
+        tables = {"text_encoder": (first, TEXT), "text_encoder_2": (single_file.PARTS["text_encoder_2"][0], OPEN_CLIP_TEXT)}
+        for part in self.text_parts:
+            if part in tables:
+                prefix, table = tables[part]
+                parts[part] = (prefix, load_text(self.folder / part, self.opened(part))[1], table)
+        return parts

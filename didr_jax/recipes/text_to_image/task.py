@@ -182,7 +182,8 @@ class Task:
     def adapter(self) -> Weights:
         """What the generator begins with besides its weights."""
         path, backbone = self.config.weights.generator_adapter, self.backbone
-        return lora.saved(path, backbone.shapes, self.config.lora.alpha, backbone.table, prefix=backbone.part)
+        tables = backbone.table, backbone.single_table
+        return lora.saved(path, backbone.shapes, self.config.lora.alpha, tables, prefix=backbone.part, seed=self.config.seed)
 
     @property
     def initial(self) -> Weights:

@@ -35,7 +35,7 @@ from didr_jax.text.cache import digest_files, digest_texts
 from didr_jax.text.qwen import PARTS, qwen_encoder
 from didr_jax.types import InputError
 from didr_jax.weights.folder import part_json
-from didr_jax.weights.zimage import zimage_table
+from didr_jax.weights.zimage import zimage_single_table, zimage_table
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 # Options of the scheduler that would take it off the static grid; each must be absent or false.
@@ -54,7 +54,12 @@ class ZImage(Backbone):
     """Z-Image: `text` is {"caption": [b, L, d], "length": [b]}."""
 
     part = "transformer"
-    text_parts = PARTS
+    pipeline_class = "ZImagePipeline"
+    network_class = "ZImageTransformer2DModel"
+    single_adapters = "comfyui"
+    single_name = "layers.0.attention.qkv.weight"
+    repository = "Tongyi-MAI/Z-Image"
+    text_parts = all_text_parts = PARTS
     config_parts = ("scheduler",)
     zero_text = False
     prediction = "velocity"
@@ -66,6 +71,10 @@ class ZImage(Backbone):
     @property
     def table(self):
         return zimage_table(self.arch)
+
+    @property
+    def single_table(self):
+        return zimage_single_table(self.arch)
 
     @property
     def multiple(self) -> int:
@@ -124,11 +133,6 @@ class ZImage(Backbone):
         data = self.config.data
         return digest_texts([digest_files(self.folder / part for part in PARTS), data.encoder_dtype, str(data.max_length)])
 
-    def generator_source(self) -> Path:
-        """A file, a transformer's folder, or that of a pipeline; empty: the base's own."""
-        path = Path(self.config.weights.generator or self.folder)
-        return path / self.part if (path / self.part).is_dir() else path
-
     def check(self) -> None:
         data, arch, vae = self.config.data, self.arch, self.image.arch
         require_choice("data.encoder_dtype", data.encoder_dtype, ("bfloat16", "float32"))
@@ -165,7 +169,7 @@ class ZImage(Backbone):
 
     @property
     def warnings(self):
-        return _warnings(self.config, self.folder, self.generator_source())
+        return _warnings(self.config, self.file or self.folder, self.generator_source(), self.shared)
 
 
 def _require_architecture(path: Path, arch: ZImageConfig) -> None:
@@ -188,7 +192,7 @@ def _check_scheduler(base: Path, raw: Mapping[str, Any]) -> None:
         raise InputError(f"config.weights.base: {base}/scheduler is not a {SCHEDULER} with a static shift: {', '.join(wrong)}")
 
 
-def _warnings(config, base: Path, generator: Path) -> tuple[str, ...]:
+def _warnings(config, base: Path, generator: Path, shared: bool) -> tuple[str, ...]:
     """What is legal and looks like a mistake.  The files of Turbo and of Z-Image differ only in their weights'
     values, so a Turbo base is known by a name that says so, or by being given as the generator too."""
     lines = []
@@ -197,7 +201,7 @@ def _warnings(config, base: Path, generator: Path) -> tuple[str, ...]:
     if config.align.guidance != 1:
         if named := _called_turbo(base):
             lines.append(f"{guided}, but config.weights.base looks like Turbo ({named}), which knows no guidance: {remedy}")
-        elif config.weights.generator and os.path.realpath(generator) == os.path.realpath(base / "transformer"):
+        elif config.weights.generator and shared:
             lines.append(
                 f"{guided}, and config.weights.base and config.weights.generator are the same: if that is Turbo, {remedy}"
             )
