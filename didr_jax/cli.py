@@ -31,20 +31,20 @@ from didr_jax.training.validate import validate
 from didr_jax.training.workdir import lock, make_workdir
 from didr_jax.types import InputError
 
-MODES = ("train", "sample", "eval", "export", "score", "tac", "compile")
-MODES_OF = {"step": ("sample", "eval", "export"), "allow_change": ("train",)}  # flags of some modes only
+MODES = ("train", "sample", "eval", "benchmark", "export", "score", "tac", "compile")
+MODES_OF = {"step": ("sample", "eval", "benchmark", "export"), "allow_change": ("train",)}  # flags of some modes only
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     f"The recipe: {', '.join(named_configs())}, a file of your own, or the config.json of a workdir, which "
-    "--mode=sample, eval, export and score find by themselves.",
+    "--mode=sample, eval, benchmark, export and score find by themselves.",
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
 _MODE = flags.DEFINE_string("mode", "train", " | ".join(MODES))
 _STEP = flags.DEFINE_string(
-    "step", "", "Which save of the last stage is sampled, evaluated or exported: its step, latest or best (by "
+    "step", "", "Which save of the last stage is sampled, evaluated, benchmarked or exported: its step, latest or best (by "
     "checkpoint.best), of an unfinished run too; empty: the last of a finished one."
 )  # fmt: skip
 _ALLOW = flags.DEFINE_list(
@@ -140,6 +140,8 @@ def _run(_argv: list[str]) -> None:
             return _compile(config)
         recipe = recipes.build(config)
         check(recipe, config, mode)
+        if _STEP.value and mode in recipe.alone:
+            raise InputError(f"--step picks a save of this workdir, and --mode={mode} as it is configured reads none")
         mesh = make_mesh(config.mesh)
         with contextlib.ExitStack() as held:
             if mode == "train":

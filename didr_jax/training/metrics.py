@@ -20,13 +20,15 @@ from didr_jax.training.workdir import whole_file
 from didr_jax.types import InputError
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _rate(per_second: float) -> str:
+def rate_of(per_second: float) -> str:
+    """With two digits or more."""
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
@@ -107,7 +109,7 @@ class RunLog:
     def say(self, message: str) -> None:
         """A line on the screen, with the time since the run began."""
         if is_first_process():
-            print(f"[{_clock(time.time() - self._started)}] {message}", flush=True)
+            print(f"[{clock(time.time() - self._started)}] {message}", flush=True)
 
     def write(self, stage: str, step: int, values: dict) -> None:
         """A line of metrics.jsonl, handed to the system before this returns; raises CannotSave."""
@@ -174,7 +176,7 @@ class Progress:
         images, seen = rate * self._batch_size, step * self._batch_size
         eta = (self._total - step) / max(rate, 1e-9)
         figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        speed = f"{_rate(images)} img/s  {1000 / max(rate, 1e-9):.3g} ms/step  ETA {_clock(eta)}"
+        speed = f"{rate_of(images)} img/s  {1000 / max(rate, 1e-9):.3g} ms/step  ETA {clock(eta)}"
         speed += f"  {rate * self.least:.1%} of peak" if self.least else ""
         self._log.say(
             f"{self._label}  {step:>5}/{self._total}  {seen:,} img  {speed if step > self._first else 'compiled'}  {figures}"

@@ -26,6 +26,7 @@ class Run:
 
     `claim`: of the workdir, to be made when the first step is done: `(stage, steps done before it) -> lines for the log`
     (`claims.Claim.record`).
+    `picked`: the saves that `saved_products` chose, `{stage: (step, digests of the products)}`.
     `redraw(must)` is called after evaluations, and where a run ends early (then it must): what the run shows of itself may be
     drawn again; None: nothing is.
     """
@@ -36,6 +37,7 @@ class Run:
     log: RunLog
     claim: Callable[[str, int], Iterable[str]] = lambda stage, step: ()
     redraw: Callable[[bool], None] | None = None
+    picked: dict[str, tuple[int, Mapping[str, int]]] = dataclasses.field(default_factory=dict)
 
     def path(self, *names: str) -> str:
         """Of a file in the workdir."""
@@ -93,7 +95,13 @@ def saved_products(run: Run, step: str = "") -> Products:
             remedy = "run --mode=train first" + (f", or see what it has with --step={LATEST}" if name == last and latest else "")
             raise InputError(f"--workdir={run.workdir}: stage {name!r} is not finished ({at}); {remedy}")
         products[name] = saves.products(chosen)
+        run.picked[name] = chosen, _digests(saves.about(chosen))
     return products
+
+
+def _digests(about: Mapping[str, Any]) -> dict[str, int]:
+    """Of each item of a save: the last of its running digests."""
+    return {item: list(leaves.values())[-1] for item, leaves in about["digests"].items() if leaves}
 
 
 def _chosen(saves: Checkpoints, step: str, stage: str, figure: str) -> int:

@@ -1,6 +1,7 @@
 """The knobs that all text-to-image recipes share, each once, with its meaning: a recipe sets what differs and adds its own."""
 
 import ml_collections
+from ml_collections import config_dict
 
 from didr_jax.config import base, game
 from didr_jax.rewards import REWARDS
@@ -76,12 +77,33 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.score.batch_size = 8
     config.score.outside = False  # images may lie outside of that folder: absolute names, "..", links
 
+    config.benchmark = benchmark()
+
     config.tac = ml_collections.ConfigDict()  # --mode=tac: are the rewards aligned with people? (docs/metrics.md)
     config.tac.rankings = ""  # people's: test.json of ImageRewardDB or HPDv2, a .parquet of Pick-a-Pic
     config.tac.images = ""  # folder of the pictures that it names; Pick-a-Pic holds its own
     config.tac.limit = 0  # use the first so many prompts; 0: all
     config.tac.batch_size = 8
     return config
+
+
+def benchmark() -> ml_collections.ConfigDict:
+    """Of --mode=benchmark: a prompt set, its pictures, its tables (docs/benchmarks.md)."""
+    section = ml_collections.ConfigDict()
+    section.name = ""  # a key of didr_jax.suites.table.SUITES: hpsv2, partiprompts, geneval, …, plain
+    section.prompts = ""  # its prompt file or folder
+    section.model = "trained"  # what makes the pictures: trained (a save of this workdir, --step) | initial | reference
+    section.images = ""  # folder of pictures made elsewhere, in the set's layout: none are made, these are judged
+    section.per_prompt = 0  # pictures of a prompt; 0: as many as the set asks for
+    section.limit = 0  # the first so many prompts, of each style where it has styles; 0: all
+    section.batch_size = 4  # pictures at once on a device
+    section.steps = 50  # of the reference: DDIM's, or Euler's of a flow, spread as the schedule has it
+    section.guidance = config_dict.placeholder(float)  # of the reference; None: that of align
+    section.seed = 0  # of the noise of all pictures
+    section.score_batch_size = 8  # pictures scored at once in a process
+    section.results = ""  # of geneval: results.jsonl of its detector's program
+    section.detections = ""  # of geneval: a .jsonl of boxes, judged by its rules
+    return section
 
 
 def stable_diffusion(pipeline: str, lr: float) -> ml_collections.ConfigDict:

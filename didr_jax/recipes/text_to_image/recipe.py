@@ -10,7 +10,7 @@ from didr_jax.checks import named_function, require_choice
 from didr_jax.models.published import PIPELINES
 from didr_jax.models.remat import REMAT
 from didr_jax.objectives import OBJECTIVES
-from didr_jax.recipes.text_to_image import advice, export, report
+from didr_jax.recipes.text_to_image import advice, benchmark, benchmark_models, export, report
 from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator
 from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.rewards.custom import try_out
@@ -41,6 +41,7 @@ PARTS = {
     "train": ("{network}", "vae", "text"),
     "eval": ("vae", "text"),
     "sample": ("vae", "text"),
+    "benchmark": ("vae", "text"),
     "export": (),
     "compile": (),
 }
@@ -55,18 +56,19 @@ class TextToImage(Recipe):
       planning: see `Task`.
     """
 
-    alone = ("score", "tac")
-    free = ("eval", "sample", "export", "score", "tac", *FREE)
+    free = ("eval", "sample", "benchmark", "export", "score", "tac", *FREE)
     remedies = advice.REMEDIES
     luxuries = advice.LUXURIES
 
     def __init__(self, config, make_backbone, planning: bool = False):
         self.config, self._make_backbone = config, make_backbone
         self.task = Task(config, make_backbone, planning)
+        self.alone = ("score", "tac", *(["benchmark"] if benchmark_models.alone(config.benchmark) else []))
         self.stages = {"align": self.align}
         self.modes = {
             "eval": functools.partial(report.evaluate, self.task),
             "sample": functools.partial(report.sample, self.task),
+            "benchmark": functools.partial(benchmark.benchmark, self.task),
             "export": functools.partial(export.export, self.task),
             "score": self.score,
             "tac": self.tac,
@@ -89,6 +91,10 @@ class TextToImage(Recipe):
             for key in ("images", "prompts") if mode == "score" else ("rankings",):
                 _require_path(f"{mode}.{key}", config[mode][key])
             return
+        if mode == "benchmark":
+            benchmark.check(config)
+            if config.benchmark.images:
+                return
         for who in ("generator", "ta"):
             require_choice(f"network.{who}", config.network[who], TRAIN)
         if config.weights.generator_adapter and config.network.generator != "lora":
@@ -117,7 +123,10 @@ class TextToImage(Recipe):
             _require_path("data.prompts", config.data.prompts)
         if mode in ("sample", "eval"):
             report.first_prompts(self.task, 1)
+        if mode in ("sample", "eval", "benchmark"):
             backbone.image.weights.check()
+        for weights in benchmark_models.weights_of_model(self.task) if mode == "benchmark" else ():
+            weights.check()
 
     def _check_training(self) -> None:
         task, config, backbone = self.task, self.config, self.task.backbone
