@@ -17,6 +17,7 @@ from didr_jax.named_configs import SAVED, named_configs, with_paths
 from didr_jax.planning.plan import main_stage, make_plan
 from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
+from didr_jax.reporting.compare import main as compare_runs
 from didr_jax.reporting.page import Rewriting
 from didr_jax.training import origin
 from didr_jax.training.claims import Claim, compare
@@ -32,7 +33,11 @@ from didr_jax.training.workdir import lock, make_workdir
 from didr_jax.types import InputError
 
 MODES = ("train", "sample", "eval", "benchmark", "export", "score", "tac", "compile")
-MODES_OF = {"step": ("sample", "eval", "benchmark", "export"), "allow_change": ("train",)}  # flags of some modes only
+MODES_OF = {
+    "step": ("sample", "eval", "benchmark", "export"),
+    "allow_change": ("train",),
+    "fit": ("tac",),
+}  # flags of some modes only
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -51,6 +56,7 @@ _ALLOW = flags.DEFINE_list(
     "allow_change", [], "Keys or sections of the config that a run may change on purpose when it goes on, e.g. "
     "align.beta,rewards; recorded in config.json."
 )  # fmt: skip
+_FIT = flags.DEFINE_bool("fit", False, "Of --mode=tac: also fit the weights of the mix to people's rankings (config.tac.fit).")
 
 
 def _work(recipe: Recipe, run: Run, mode: str) -> None:
@@ -77,7 +83,7 @@ def _parse(argv: list[str]) -> list[str]:
     for argument in argv:
         if argument.startswith(f"--config={SAVED}:"):  # here, as ml_collections would wrap what is wrong with it
             saved_config.get_config(argument.split(":", 1)[1])
-    for flag in (_CONFIG, _WORKDIR, _MODE, _STEP, _ALLOW):  # what --help lists, whichever file was started
+    for flag in (_CONFIG, _WORKDIR, _MODE, _STEP, _ALLOW, _FIT):  # what --help lists, whichever file was started
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     try:
         rest = flags.FLAGS(argv)
@@ -94,7 +100,7 @@ def _parse(argv: list[str]) -> list[str]:
     if _MODE.value not in MODES:
         raise InputError(f"--mode={_MODE.value} is not known; {nearest(_MODE.value, MODES)}")
     check_step(_STEP.value)
-    check_words(_MODE.value, {flag.name: flag.value for flag in (_STEP, _ALLOW)})
+    check_words(_MODE.value, {flag.name: flag.value for flag in (_STEP, _ALLOW, _FIT)})
     if not _WORKDIR.value and _MODE.value != "compile":
         raise InputError("--workdir is missing; name a directory for checkpoints, logs and pictures")
     return rest
@@ -139,6 +145,8 @@ def _run(_argv: list[str]) -> None:
         if mode == "compile":
             return _compile(config)
         recipe = recipes.build(config)
+        if _FIT.value and "tac" in recipe.modes:
+            config.tac.fit = True
         check(recipe, config, mode)
         if _STEP.value and mode in recipe.alone:
             raise InputError(f"--step picks a save of this workdir, and --mode={mode} as it is configured reads none")
@@ -210,7 +218,9 @@ def _refuse(error: InputError) -> None:
 
 
 def main() -> None:
-    """Entry point of run.py, of the command `didr-jax` and of `python -m didr_jax`."""
+    """Entry point of run.py, of the command `didr-jax` and of `python -m didr_jax`; `compare RUN…` draws several runs."""
+    if sys.argv[1:2] == ["compare"]:
+        sys.exit(compare_runs(sys.argv[2:]))
 
     def parse(argv):
         try:

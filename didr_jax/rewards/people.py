@@ -20,11 +20,15 @@ Picture = str | bytes  # a file's name, or what it holds
 
 
 class Ranked(NamedTuple):
-    """n pictures of one prompt and people's score of them, `[n]`, larger is better; equal where people tied them."""
+    """n pictures of one prompt and people's score of them, `[n]`, larger is better; equal where people tied them.
+
+    `source`: the set that they are of, a key of `conventions.CONVENTIONS`; empty: not known.
+    """
 
     prompt: str
     pictures: tuple[Picture, ...]
     people: np.ndarray
+    source: str = ""
 
 
 def read_rankings(path: str | os.PathLike, limit: int = 0) -> list[Ranked]:
@@ -59,14 +63,14 @@ def _json(path: str | os.PathLike) -> Iterator[Ranked]:
         raise InputError(f"tac: cannot read {path} ({' '.join(str(error).split())}); give a .json or .parquet file") from None
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
         names = row.keys() if isinstance(row, dict) else ()
-        kind = next((pair for pair in _RANKED.values() if {"prompt", *pair} <= set(names)), None)
-        if kind is None:
+        source = next((name for name, pair in _RANKED.items() if {"prompt", *pair} <= set(names)), None)
+        if source is None:
             wanted = " or ".join(f"prompt, {', '.join(pair)} ({name})" for name, pair in _RANKED.items())
             raise InputError(f"tac: {path}, row {number} has {', '.join(names) or 'no fields'}; it needs {wanted}")
-        pictures, ranks = (row[field] for field in kind)
+        pictures, ranks = (row[field] for field in _RANKED[source])
         if len(pictures) != len(ranks):
             raise InputError(f"tac: {path}, row {number} has {len(pictures)} pictures and {len(ranks)} ranks; mend that row")
-        yield Ranked(row["prompt"], tuple(pictures), -np.asarray(ranks, np.float64))
+        yield Ranked(row["prompt"], tuple(pictures), -np.asarray(ranks, np.float64), source)
 
 
 _PAIR = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
@@ -77,7 +81,8 @@ def _pick_a_pic(path: str | os.PathLike) -> Iterator[Ranked]:
         absent = [name for name in _PAIR if row.get(name) is None]
         if absent:
             raise InputError(f"tac: {where} has no {', '.join(absent)}; give a file of Pick-a-Pic with its pictures")
-        yield Ranked(row["caption"], (row["jpg_0"], row["jpg_1"]), np.asarray([row["label_0"], row["label_1"]], np.float64))
+        labels = np.asarray([row["label_0"], row["label_1"]], np.float64)
+        yield Ranked(row["caption"], (row["jpg_0"], row["jpg_1"]), labels, "Pick-a-Pic")
 
 
 def named(rankings: list[Ranked]) -> list[str]:

@@ -155,6 +155,7 @@ class Progress:
         self._log, self._label, self._stage = log, label, stage
         self._first, self._total, self._batch_size = first, total, batch_size
         self._origin: float | None = None
+        self._away = 0.0  # seconds of pauses since then
         self.least: float | None = None
 
     def started(self, step: int) -> None:
@@ -168,6 +169,14 @@ class Progress:
         yield
         if self._origin is not None:
             self._origin += time.time() - begun
+            self._away += time.time() - begun
+
+    def pauses(self) -> str | None:
+        """What evaluation took since the end of compilation, as a line; None if there was none."""
+        if self._origin is None or not self._away:
+            return None
+        share = self._away / (self._away + time.time() - self._origin)
+        return f"{self._label}  evaluation took {self._away:.1f} s, {share:.1%} of the time since the first step"
 
     def report(self, step: int, metrics: dict, quietly: dict | None = None) -> None:
         """Prints and logs `metrics` (floats) of the step that was just finished; logs what is to be told `quietly`."""

@@ -21,7 +21,7 @@ from didr_jax.suites.prompts import Prompt
 from didr_jax.text.cache import digest_texts
 from didr_jax.training.run import Products, Run
 from didr_jax.training.workdir import lock, write_json
-from didr_jax.types import InputError, PyTree, Weights
+from didr_jax.types import Array, InputError, PyTree, Weights
 
 MODELS = ("trained", "initial", "reference")
 # Sections and keys of the config that a picture depends on, whatever makes it; what computes the same in another way is not.
@@ -52,26 +52,35 @@ def _generator(which: str, task: Task, run: Run, products: Products) -> tuple[Py
     return params, lambda params, z, c: task.generate(params["generator"][0], params["generator"][1], z, c)
 
 
+def multi_step(task: Task, frozen: PyTree, z: Array, c: PyTree, steps: int, scale: float) -> Array:
+    """Latents of the reference by so many deterministic steps from unit noise at the schedule's noisiest time.
+
+    Args:
+      task: whose reference it is.
+      frozen: parameters of `base` and `no_text`.
+      z: `[b, h, w, c]`.
+      c: conditions `[b, ...]`.
+      steps: DDIM's, Euler's of a flow, where `Schedule.grid` has them.
+      scale: of classifier-free guidance; 1: none.
+    """
+    networks = task.networks()
+
+    def denoiser(x_t, t):
+        x_c = networks.reference(frozen, x_t, t, c)
+        if scale == 1.0 or networks.unconditional is None:
+            return x_c
+        return guide(x_c, networks.reference(frozen, x_t, t, networks.unconditional(frozen, c)), scale)
+
+    t = jnp.full(len(z), task.backbone.schedule.t_max)
+    return denoise(denoiser, task.backbone.schedule, z, t, num_steps=steps, remat=False, unroll=task.config.unroll)
+
+
 def _reference(task: Task, run: Run, table: PromptTable) -> tuple[PyTree, Callable]:
-    """The multi-step reference, guided: deterministic, from unit noise at the schedule's noisiest time."""
-    section, schedule = task.config.benchmark, task.backbone.schedule
-    scale, networks = guidance(task.config), task.networks()
+    """As `_generator`."""
     weights = {"base": task.backbone.base.cast(task.config.network.frozen_dtype), "no_text": task.no_text(table)}
     params = {"frozen": run.load(weights | task.finishing(with_rewards=False))}
-
-    def sample(params, z, c):
-        frozen = params["frozen"]
-
-        def denoiser(x_t, t):
-            x_c = networks.reference(frozen, x_t, t, c)
-            if scale == 1.0 or networks.unconditional is None:
-                return x_c
-            return guide(x_c, networks.reference(frozen, x_t, t, networks.unconditional(frozen, c)), scale)
-
-        t = jnp.full(len(z), schedule.t_max)
-        return denoise(denoiser, schedule, z, t, num_steps=section.steps, remat=False, unroll=task.config.unroll)
-
-    return params, sample
+    steps, scale = task.config.benchmark.steps, guidance(task.config)
+    return params, lambda params, z, c: multi_step(task, params["frozen"], z, c, steps, scale)
 
 
 def guidance(config) -> float:

@@ -84,6 +84,8 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.tac.images = ""  # folder of the pictures that it names; Pick-a-Pic holds its own
     config.tac.limit = 0  # use the first so many prompts; 0: all
     config.tac.batch_size = 8
+    config.tac.validation = ""  # Pick-a-Pic's validation split, on which a reward's threshold of a tie is chosen; empty: 0
+    config.tac.fit = False  # or --fit: also the weights of the mix with which it would agree best
     return config
 
 

@@ -14,8 +14,9 @@ from didr_jax.recipes.text_to_image import advice, benchmark, benchmark_models, 
 from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator
 from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.rewards.custom import try_out
+from didr_jax.rewards.fit import fit_weights
 from didr_jax.rewards.scoring import score_folder
-from didr_jax.rewards.tac import judge_rewards, table
+from didr_jax.rewards.tac import agreements, score_rankings, table
 from didr_jax.training.evaluation import Evaluator
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Products, Run
@@ -90,6 +91,8 @@ class TextToImage(Recipe):
                 raise InputError(f"--mode={mode} has no reward: set config.rewards.hps or another")
             for key in ("images", "prompts") if mode == "score" else ("rankings",):
                 _require_path(f"{mode}.{key}", config[mode][key])
+            if mode == "tac" and config.tac.fit and len(set(chosen(config.rewards)) - set(config.rewards.held_out)) < 2:
+                raise InputError("--fit weighs two or more rewards that are not in config.rewards.held_out; configure them")
             return
         if mode == "benchmark":
             benchmark.check(config)
@@ -193,15 +196,21 @@ class TextToImage(Recipe):
             score_folder(section.images, section.prompts, models, out, batch_size=section.batch_size, outside=section.outside)
 
     def tac(self, _products: Products, run: Run) -> None:
-        """tac.json: how far every configured reward, and the mix, agrees with people's rankings."""
-        section = self.config.tac
-        assert self.task.mix is not None, "checked"
-        if is_first_process():
-            found = judge_rewards(
-                section.rankings, section.images, self.task.mix, limit=section.limit, batch_size=section.batch_size
-            )
-            print(table(found))
-            write_json(run.path("tac.json"), {name: dataclasses.asdict(each) for name, each in found.items()})
+        """tac.json: how far every configured reward, and the mix, agrees with people's rankings; tac_fit.json: with which weights
+        the mix would agree best."""
+        section, mix = self.config.tac, self.task.mix
+        assert mix is not None, "checked"
+        if not is_first_process():
+            return
+        score = lambda path: score_rankings(path, section.images, mix, limit=section.limit, batch_size=section.batch_size)
+        scored = score(section.rankings)
+        found = agreements(scored, score(section.validation) if section.validation else None)
+        print(table(found))
+        write_json(run.path("tac.json"), {name: dataclasses.asdict(each) for name, each in found.items()})
+        if section.fit:
+            fit = fit_weights(scored, mix)
+            print("\n".join(fit.lines()))
+            write_json(run.path("tac_fit.json"), dataclasses.asdict(fit))
 
 
 def _require_path(key: str, value: str) -> None:
