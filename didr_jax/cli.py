@@ -109,7 +109,7 @@ def _parse(argv: list[str]) -> list[str]:
 def check_words(mode: str, words: Mapping[str, Any]) -> None:
     """Raises InputError for a flag, `{name: value}`, that is given and is not of this mode."""
     for name, modes in MODES_OF.items():
-        if words[name] and mode not in modes:
+        if words.get(name) and mode not in modes:
             raise InputError(f"--{name} is for --mode={'|'.join(modes)}, not {mode}")
 
 

@@ -14,6 +14,9 @@ from didr_jax.rewards.fit import fit_weights
 from didr_jax.rewards.people import Ranked
 from didr_jax.rewards.tac import Scored
 from didr_jax.text.tokens import utf8
+from didr_jax.training.metrics import RunLog
+from didr_jax.training.parallel import make_mesh
+from didr_jax.training.run import Run
 from didr_jax.types import InputError, Weights
 
 NONE = Weights.join({})
@@ -77,7 +80,7 @@ def test_the_mode_writes_and_prints_it_and_asks_for_two_rewards(tmp_path, capsys
     with pytest.raises(InputError, match="--fit weighs two or more rewards"):
         check(recipes.build(config), config, "tac")
     with pytest.raises(InputError, match="--fit is for --mode=tac, not score"):
-        check_words("score", {"fit": True})
+        check_words("score", {"step": "", "allow_change": [], "fit": True})
     rows = []
     for p in range(6):
         for i in range(3):
@@ -88,7 +91,7 @@ def test_the_mode_writes_and_prints_it_and_asks_for_two_rewards(tmp_path, capsys
     recipe = recipes.build(config)
     red = RewardModel("hps", NONE, lambda x: x.mean((1, 2)), lambda p, x, t: x[:, 0], utf8)
     recipe.task.mix = RewardMix({"hps": red, **recipe.task.mix.models}, {"hps": 1.0, "custom": 1.0})
-    run = type("Run", (), {"path": lambda self, name: str(tmp_path / name)})()
+    run = Run(config, str(tmp_path), make_mesh(config.mesh), RunLog(str(tmp_path)))
     recipe.modes["tac"]({}, run)
     written = json.loads((tmp_path / "tac_fit.json").read_text())
     assert written["weights"]["hps"] > 1 > written["weights"]["custom"] and written["after"]["tau"] == 1.0

@@ -24,7 +24,7 @@ from didr_jax.rewards.mix import RewardMix
 from didr_jax.rewards.tac import Agreement, Scored, agreement
 from didr_jax.types import Array, InputError
 
-STEPS, RATE, SHARE = 400, 0.05, 0.3
+STEPS, RATE, SHARE = 200, 0.05, 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,41 +60,35 @@ def fit_weights(scored: Scored, mix: RewardMix) -> Fit:
     if len(scored.rankings) < 4:
         raise InputError(f"tac: {len(scored.rankings)} prompts are too few to fit weights to")
     people = [ranked.people for ranked in scored.rankings]
-    z = [
-        np.stack([mix.models[name].normalise(scored.scores[name][i]) for name in names], -1) for i in range(len(people))
-    ]  # [n_i, K] each
+    in_units = lambda name, i: mix.models[name].normalise(scored.scores[name][i])
+    z = [np.stack([in_units(name, i) for name in names], -1) for i in range(len(people))]  # [n_i, K] each
     if not all(np.isfinite(each).all() for each in z):
         raise InputError("tac: scores that are not finite cannot be fitted; leave those pictures out")
     start = np.array([mix.weights[name] for name in names])
-    everything = np.arange(len(people))
-    weights = _fitted(people, z, start, everything)
-    mixed = [each @ weights for each in z]
-    crossed = [np.empty(0)] * len(people)
-    for half in (0, 1):
-        others = _fitted(people, z, start, everything[everything % 2 != half])
-        for i in everything[everything % 2 == half]:
-            crossed[i] = z[i] @ others
-    before = [each @ start for each in z]
+    odd = np.arange(len(people)) % 2
+    weights, of_even, of_odd = _fitted(people, z, start, np.stack([np.ones(len(people)), 1 - odd, odd]))
     judge = lambda scores: agreement(scored.rankings, scores)
-    return Fit(dict(zip(names, weights.tolist(), strict=True)), judge(before), judge(mixed), judge(crossed))
+    before, after = [each @ start for each in z], [each @ weights for each in z]
+    crossed = [each @ (of_even if i % 2 else of_odd) for i, each in enumerate(z)]
+    return Fit(dict(zip(names, weights.tolist(), strict=True)), judge(before), judge(after), judge(crossed))
 
 
-def _fitted(people: Sequence[np.ndarray], z: Sequence[np.ndarray], start: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """w `[K]` of (1) over some prompts, their sum that of `start`."""
-    sizes = sorted({len(people[i]) for i in which})
-    batches = [[i for i in which if len(people[i]) == size] for size in sizes]  # one program a number of pictures
-    told = [
-        (jnp.asarray(np.stack([people[i] for i in batch])), jnp.asarray(np.stack([z[i] for i in batch]))) for batch in batches
-    ]
-    mixed = [z[i] @ start for i in which]
+def _fitted(people: Sequence[np.ndarray], z: Sequence[np.ndarray], start: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """w `[m, K]` of (1), of prompts that count `counts [m, n]`; their sum is that of `start`."""
+    sizes = [len(each) for each in people]
+    batches = [[i for i, of in enumerate(sizes) if of == size] for size in sorted(set(sizes))]
+    told = [(np.stack([people[i] for i in batch]), np.stack([z[i] for i in batch]), counts[:, batch]) for batch in batches]
+    mixed = [each @ start for each in z]
     gaps = np.concatenate([np.subtract.outer(each, each) for each in mixed], axis=None)
     temperature = SHARE * float(np.sqrt(np.mean(gaps**2))) or 1.0
     total = float(start.sum())
 
     def agrees(theta: Array) -> Array:
+        """Σ over fits, which do not touch one another, of `theta [m, K]`."""
         w = total * jax.nn.softmax(theta)
-        one = jax.vmap(lambda people, z: soft_tac(people, z @ w, temperature))
-        return sum((jnp.sum(one(*batch)) for batch in told), jnp.zeros(())) / len(which)
+        of_fit = lambda w, people, z, count: count * soft_tac(people, z @ w, temperature)
+        every = jax.vmap(jax.vmap(of_fit, (None, 0, 0, 0)), (0, None, None, 0))
+        return sum((jnp.sum(every(w, *batch) / counts.sum(1)[:, None]) for batch in told), jnp.zeros(()))
 
     rule = optax.adam(RATE)
 
@@ -103,6 +97,6 @@ def _fitted(people: Sequence[np.ndarray], z: Sequence[np.ndarray], start: np.nda
         update, state = rule.update(jax.grad(lambda theta: -agrees(theta))(theta), state)
         return (optax.apply_updates(theta, update), state), None
 
-    theta = jnp.log(jnp.asarray(start / total, jnp.float32))
+    theta = jnp.tile(jnp.log(jnp.asarray(start / total, jnp.float32)), (len(counts), 1))
     (theta, _), _ = jax.jit(lambda theta: jax.lax.scan(step, (theta, rule.init(theta)), length=STEPS))(theta)
     return total * np.asarray(jax.nn.softmax(theta), np.float64)

@@ -137,7 +137,7 @@ def read_detections(path: str | os.PathLike) -> dict[str, list[Detection]]:
     for where, row in read_rows(path, ("filename", "detections")):
         try:
             found[_short(row["filename"])] = [_detection(each) for each in row["detections"]]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             said = " ".join(f"{type(error).__name__}: {error}".split())[:100]
             raise InputError(
                 f"config.benchmark.detections: {where} is not {{filename, detections: [{{class, box, score}}]}} ({said})"

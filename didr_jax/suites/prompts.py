@@ -89,9 +89,10 @@ def _asks(row: Mapping[str, Any]) -> bool:
     include, exclude = row.get("include", []), row.get("exclude", [])
     if not isinstance(include, list) or not isinstance(exclude, list):
         return False
-    objects = all(isinstance(o, dict) and type(o.get("class")) is str and type(o.get("count")) is int for o in include + exclude)
+    counted = lambda o: isinstance(o, dict) and isinstance(o.get("class"), str) and type(o.get("count")) is int and o["count"] > 0
+    objects = all(map(counted, include + exclude))
     places = [(i, o["position"]) for i, o in enumerate(include) if objects and "position" in o]
-    earlier = lambda i, p: isinstance(p, list) and len(p) == 2 and type(p[1]) is int and 0 <= p[1] < i
+    earlier = lambda i, p: isinstance(p, list) and list(map(type, p)) == [str, int] and 0 <= p[1] < i
     return objects and all(earlier(i, place) for i, place in places)
 
 

@@ -19,6 +19,7 @@ from didr_jax.rewards.scoring import score_folder
 from didr_jax.rewards.tac import agreements, score_rankings, table
 from didr_jax.training.evaluation import Evaluator
 from didr_jax.training.recipe import Recipe
+from didr_jax.training.reports import write_agreements
 from didr_jax.training.run import Products, Run
 from didr_jax.training.stages import Stage, game_stage
 from didr_jax.training.startup import is_first_process
@@ -206,7 +207,7 @@ class TextToImage(Recipe):
         scored = score(section.rankings)
         found = agreements(scored, score(section.validation) if section.validation else None)
         print(table(found))
-        write_json(run.path("tac.json"), {name: dataclasses.asdict(each) for name, each in found.items()})
+        write_agreements(run.workdir, found)
         if section.fit:
             fit = fit_weights(scored, mix)
             print("\n".join(fit.lines()))
