@@ -110,10 +110,11 @@ def pareto(points: Sequence[Point], cost: str, name: str) -> str:
             axis.plot(*point.course.T, color=colour, lw=0.8, alpha=0.4)
         if point.start is not None:
             axis.plot(*point.start, marker=marker, color=colour, ms=6, mfc="none", ls="")
-        bars = {f"{way}err": _bar(each) for way, each in (("x", point.cost), ("y", point.reward))}
+        (cost_at, *_), (reward_at, *_) = point.cost, point.reward
+        bars = _bar(point.cost), _bar(point.reward)
         axis.errorbar(
-            point.cost[0], point.reward[0], fmt=marker, color=colour, ms=7, capsize=3, lw=1.4, label=_told(point), **bars
-        )
+            cost_at, reward_at, xerr=bars[0], yerr=bars[1], fmt=marker, color=colour, ms=7, capsize=3, lw=1.4, label=_told(point)
+        )  # fmt: skip
     steps = sorted((points[i].cost[0], points[i].reward[0]) for i in best)
     axis.step(*zip(*steps, strict=True), where="post", color=ink.text, lw=0.9, ls=":")
     axis.set_xlabel(f"{cost}  (less is better)", fontsize=9, color=ink.text)

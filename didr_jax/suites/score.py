@@ -1,5 +1,6 @@
 """Scores of a prompt set's pictures by every configured reward, each process scoring its share."""
 
+import functools
 import io
 import os
 from collections.abc import Sequence
@@ -64,36 +65,52 @@ def score_suite(
     """
     per_prompt = len(files[0])
     flat = [(file, k, prompt.text) for prompt, row in zip(prompts, files, strict=True) for k, file in enumerate(row)]
-    mine = flat[jax.process_index() :: jax.process_count()]
-    pictures = [_cell(file, k, suite.grid) if suite.grid > 1 else file for file, k, _ in mine]
-    names = list(mix.models)
-    scores = {name: np.full(len(flat), np.nan) for name in names}
+    shares = np.array_split(np.arange(len(flat)), jax.process_count())
+    mine = [flat[i] for i in shares[jax.process_index()]]
+    pictures: Sequence[Path | bytes] = [file for file, _, _ in mine]
+    if suite.grid > 1:
+        pictures = Cells([(file, k) for file, k, _ in mine], suite.grid)
+    scores = {name: np.full(len(flat), np.nan) for name in mix.models}
     if mine:
         own = score_pictures(pictures, [text for *_, text in mine], list(mix.models.values()), batch_size)
-        for name in names:
-            scores[name][jax.process_index() :: jax.process_count()] = own[name]
-    scores = {name: _from_all(values) for name, values in scores.items()}
+        for name in scores:
+            scores[name][shares[jax.process_index()]] = own[name]
+    scores = {name: _from_all(values, shares) for name, values in scores.items()}
     if len(mix.weights) > 1:
         scores[MIX] = mix.combine(scores)
     return {name: values.reshape(len(prompts), per_prompt) for name, values in scores.items()}
 
 
-def _from_all(values: np.ndarray) -> np.ndarray:
-    """Scores `[n]` of all processes, of which process i has filled the i-th, the (i + count)-th, …."""
-    count = jax.process_count()
-    if count == 1:
+def _from_all(values: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarray:
+    """Scores `[n]` of all processes, each of which has filled its share."""
+    if len(shares) == 1:
         return values
     # As bits: JAX would round float64 to float32 on the way.
     bits = multihost_utils.process_allgather(np.ascontiguousarray(values).view(np.uint32))
     rows = np.ascontiguousarray(bits).view(np.float64)
-    return np.stack([rows[i % count, i] for i in range(len(values))])
+    return np.concatenate([row[share] for row, share in zip(rows, shares, strict=True)])
 
 
-def _cell(file: Path, k: int, grid: int) -> bytes:
-    """One picture of a square grid, as what a PNG of it holds."""
-    whole = read_rgb(file)
-    height, width = whole.shape[0] // grid, whole.shape[1] // grid
-    row, column = divmod(k, grid)
-    out = io.BytesIO()
-    Image.fromarray(whole[row * height : (row + 1) * height, column * width : (column + 1) * width]).save(out, "PNG")
-    return out.getvalue()
+class Cells(Sequence[bytes]):
+    """Pictures that lie in square grids, each as what a file of it would hold, cut when it is asked for.
+
+    Args:
+      places: (the grid's file, number of the picture in it, row by row).
+      side: pictures in a row and in a column.
+    """
+
+    def __init__(self, places: Sequence[tuple[Path, int]], side: int):
+        self._places, self._side = places, side
+        self._opened = functools.lru_cache(2)(read_rgb)  # a grid's pictures are asked for one after the other
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, i):
+        file, k = self._places[i]
+        whole, (row, column) = self._opened(file), divmod(k, self._side)
+        height, width = whole.shape[0] // self._side, whole.shape[1] // self._side
+        out = io.BytesIO()
+        cell = whole[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        Image.fromarray(cell).save(out, "BMP")  # as it is, and at once
+        return out.getvalue()
