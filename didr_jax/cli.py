@@ -21,6 +21,7 @@ from didr_jax.named_configs import SAVED, named_configs, with_paths
 from didr_jax.planning.plan import main_stage, make_plan
 from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
+from didr_jax.reporting.compare import main as compare_runs
 from didr_jax.reporting.page import Rewriting
 from didr_jax.training import origin
 from didr_jax.training.calibration import calibrate, told
@@ -42,13 +43,18 @@ MODES = {
     "train": "trains all stages, or goes on where it was, and evaluates",
     "eval": "evaluates what was trained: tables, pictures, report.html",
     "sample": "writes samples of the trained generator",
+    "benchmark": "draws the pictures of a benchmark, in its layout, and scores them",
     "export": "writes the trained generator for other programs",
     "score": "scores a folder of images by the configured rewards",
     "tac": "holds the configured rewards against people's rankings",
     "calibrate": "proposes a beta: how hard the reward pulls against the divergence, over noise levels; writes nothing",
     "compile": "plans a step on a machine that need not be here: memory, operations; touches no workdir",
 }
-MODES_OF = {"step": ("sample", "eval", "export", "calibrate"), "allow_change": ("train",)}  # flags of some modes only
+MODES_OF = {  # flags of some modes only
+    "step": ("sample", "eval", "benchmark", "export", "calibrate"),
+    "allow_change": ("train",),
+    "fit": ("tac",),
+}
 HOMELESS = ("calibrate", "compile")  # modes that need no workdir
 STEPPING = ("train", "calibrate")  # modes in which a stage makes steps
 
@@ -56,19 +62,20 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     f"The recipe: {', '.join(named_configs())}, a file of your own, or the config.json of a workdir, which "
-    "--mode=sample, eval, export and score find by themselves.",
+    "--mode=sample, eval, benchmark, export and score find by themselves.",
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs, tables and pictures go.")
 _MODE = flags.DEFINE_string("mode", "train", " | ".join(MODES))
 _STEP = flags.DEFINE_string(
-    "step", "", "Which save of the last stage is sampled, evaluated, exported or calibrated: its step, latest or best (by "
-    "checkpoint.best), of an unfinished run too; empty: the last of a finished one (calibrate: the stage's beginning)."
+    "step", "", "Which save of the last stage is sampled, evaluated, benchmarked, exported or calibrated: its step, latest or best "
+    "(by checkpoint.best), of an unfinished run too; empty: the last of a finished one (calibrate: the stage's beginning)."
 )  # fmt: skip
 _ALLOW = flags.DEFINE_list(
     "allow_change", [], "Keys or sections of the config that a run may change on purpose when it goes on, e.g. "
     "align.beta,rewards; recorded in config.json."
 )  # fmt: skip
+_FIT = flags.DEFINE_bool("fit", False, "Of --mode=tac: also fit the weights of the mix to people's rankings (config.tac.fit).")
 
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Say all of what a refusal names only the first five of.")
 
@@ -126,7 +133,7 @@ def _parse(argv: list[str]) -> list[str]:
     for argument in argv:
         if argument.startswith(f"--config={SAVED}:"):  # here, as ml_collections would wrap what is wrong with it
             saved_config.get_config(argument.split(":", 1)[1])
-    for flag in (_CONFIG, _WORKDIR, _MODE, _STEP, _ALLOW, _VERBOSE):  # what --help lists, whichever file was started
+    for flag in (_CONFIG, _WORKDIR, _MODE, _STEP, _ALLOW, _FIT, _VERBOSE):  # what --help lists, whichever file was started
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     try:
         rest = flags.FLAGS(argv)
@@ -143,7 +150,7 @@ def _parse(argv: list[str]) -> list[str]:
     if _MODE.value not in MODES:
         raise InputError(f"--mode={_MODE.value} is not known; {nearest(_MODE.value, MODES)}")
     check_step(_STEP.value)
-    check_words(_MODE.value, {flag.name: flag.value for flag in (_STEP, _ALLOW)})
+    check_words(_MODE.value, {flag.name: flag.value for flag in (_STEP, _ALLOW, _FIT)})
     if not _WORKDIR.value and _MODE.value not in HOMELESS:
         raise InputError("--workdir is missing; name a directory for checkpoints, logs and pictures")
     return rest
@@ -152,7 +159,7 @@ def _parse(argv: list[str]) -> list[str]:
 def check_words(mode: str, words: Mapping[str, Any]) -> None:
     """Raises InputError for a flag, `{name: value}`, that is given and is not of this mode."""
     for name, modes in MODES_OF.items():
-        if words[name] and mode not in modes:
+        if words.get(name) and mode not in modes:
             raise InputError(f"--{name} is for --mode={'|'.join(modes)}, not {mode}")
 
 
@@ -190,8 +197,12 @@ def _run(_argv: list[str]) -> None:
         if mode == "calibrate":
             _calibrate(config, workdir)
             return leave()
+        if _FIT.value and "tac" in config:
+            config.tac.fit = True
         recipe = _build(config, workdir, mode)
         check(recipe, config, mode)
+        if _STEP.value and mode in recipe.alone:
+            raise InputError(f"--step picks a save of this workdir, and --mode={mode} as it is configured reads none")
         mesh = make_mesh(config.mesh)
         with contextlib.ExitStack() as held:
             if mode == "train":
@@ -303,7 +314,9 @@ def _let_go_of_screen() -> None:
 
 
 def main() -> None:
-    """Entry point of run.py, of the command `didr-jax` and of `python -m didr_jax`."""
+    """Entry point of run.py, of the command `didr-jax` and of `python -m didr_jax`; `compare RUN…` draws several runs."""
+    if sys.argv[1:2] == ["compare"]:
+        sys.exit(compare_runs(sys.argv[2:]))
 
     def parse(argv):
         try:

@@ -16,7 +16,7 @@ from didr_jax.named_configs import named_configs
 from didr_jax.training.workdir import CONFIG, read_config
 from didr_jax.types import InputError
 
-READING = ("sample", "eval", "export", "score", "calibrate")  # modes that need no --config where the workdir has one
+READING = ("sample", "eval", "export", "score", "benchmark", "calibrate")  # modes that need no --config where the workdir has one
 
 
 def get_config(path: str) -> ml_collections.ConfigDict:

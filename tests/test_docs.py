@@ -35,17 +35,25 @@ def commands() -> dict[str, list[str]]:
 def parsed(command: str) -> None:
     """The config is found, or read from a workdir; each of its overridden keys is one; the mode is one."""
     words = with_paths(["run.py", *[w for w in shlex.split(command) if w.startswith("--")]])[1:]
-    flags = dict(word[2:].split("=", 1) for word in words)
+    flags = dict(word[2:].partition("=")[::2] for word in words)
     given, mode = flags.pop("config", ""), flags.pop("mode", "train")
     assert mode in cli.MODES and (given or mode in READING), "without a config"
     of_workdir = not given or given.startswith(SAVED)
     config = set().union(*(flatten(cli._load(path)) for path in (named_configs().values() if of_workdir else [REPO / given])))
-    for flag in ("workdir", "step", "allow_change"):
+    for flag in ("workdir", "step", "allow_change", "fit"):
         flags.pop(flag, None)
     for key in flags:
         names = re.findall(r"\{([^}]*)\}", key)
         for name in names[0].split(",") if names else [""]:
             assert re.sub(r"\{[^}]*\}", name, key).removeprefix("config.") in config, f"{key} is not a config key"
+
+
+def compared(command: str) -> None:
+    """It names two runs or more, and flags that the command has."""
+    words = shlex.split(command)
+    words = words[words.index("compare") + 1 :]
+    assert sum(not word.startswith("--") for word in words) > 1
+    assert all(word.startswith("--out=") for word in words if word.startswith("--"))
 
 
 def helped(command: str) -> None:
@@ -71,7 +79,9 @@ def given_to_pytest(command: str) -> None:
         assert (REPO / name).exists(), name
 
 
-SHORT = {  # beginning of a command -> how it is tried
+SHORT = {  # beginning of a command -> how it is tried, the longer ones first
+    "python run.py compare": compared,
+    "didr-jax compare": compared,
     "python run.py": parsed,
     "PYTHONPATH=. python run.py": parsed,
     "python -m didr_jax": parsed,

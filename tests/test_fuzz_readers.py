@@ -24,7 +24,10 @@ from didr_jax.models.qwen3 import Qwen3Config
 from didr_jax.models.unet_config import UNetConfig
 from didr_jax.models.vae import AutoencoderKL, VAEConfig
 from didr_jax.models.zimage_config import ZImageConfig
+from didr_jax.rewards.people import read_rankings
 from didr_jax.rewards.scoring import read_pairs
+from didr_jax.suites.geneval import judge, read_detections, read_results, summary
+from didr_jax.suites.table import open_suite
 from didr_jax.text.leftovers import JOURNAL
 from didr_jax.text.prompts import read_prompts
 from didr_jax.text.tokens import bert_tokenizer, clip_tokenizer
@@ -241,8 +244,45 @@ def clip_config_of(folder):
     return json_case(content, "config.json", lambda path: load_text(path.parent))
 
 
+ASKED = {
+    "tag": "position",
+    "prompt": "a",
+    "include": [{"class": "a", "count": 1}, {"class": "b", "count": 2, "position": ["above", 0]}],
+}
+BOXES = [{"class": "a", "box": [0, 0, 4, 4.5], "score": 0.9, "color": "red"}, {"class": "b", "box": [0, 9, 4, 12], "score": 0.95}]
+LINES = {  # of a file whose lines are JSON, and who reads it
+    "metadata": (ASKED, lambda path: [judge([], prompt.row) for prompt in open_suite("geneval", str(path))[1]]),
+    "boxes": ({"filename": "00000/samples/0000.png", "detections": BOXES}, read_detections),
+    "results": (
+        {"filename": "x", "tag": "a", "prompt": "p", "correct": True, "reason": ""},
+        lambda path: summary(read_results(path)),
+    ),
+}
+
+
+def lines_of(name):
+    row, read = LINES[name]
+    damage = lambda rng: b"\n".join([json.dumps(row).encode(), damaged_json(row, rng).replace(b"\n", b" ")])
+    return lambda folder: (f"{name}.jsonl", damage, read)
+
+
+def suite_of(name, content):
+    return lambda folder: json_case(content, "prompts.json", lambda path: open_suite(name, str(path)))
+
+
+def rankings_of(folder):
+    rows = [
+        {"prompt": "a", "generations": ["0.png", "1.png"], "ranking": [2, 1]},
+        {"prompt": "b", "image_path": ["2"], "rank": [1]},
+    ]
+    return json_case(rows, "test.json", read_rankings)
+
+
 CASES = {
     "safetensors": safetensors_of,
+    **{f"geneval.{name}": lines_of(name) for name in LINES},
+    "suite.imagereward": suite_of("imagereward", [{"id": "a-1", "prompt": "a"}, {"id": "b-2", "prompt": "b"}]),
+    "rankings": rankings_of,
     "index": index_of,
     **{f"image.{kind}": image_of(kind) for kind in ("png", "jpg", "webp", "bmp", "tif", "ppm")},
     **{f"prompts.{name}": prompts_of(name) for name in PROMPTS},

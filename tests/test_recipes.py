@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from didr_jax.json_files import read_object
+from didr_jax.rankings import kendall_tau
 from didr_jax.recipes.digits import data as digits_data
 from didr_jax.reporting.contents import read_workdir
 from didr_jax.training.metrics import read_metrics
@@ -64,6 +66,10 @@ def test_a_short_run_trains_reports_and_is_not_redone(name, tmp_path, tmp_path_f
         == page.count('class="pair small"')
     )
 
+    if name == "digits":
+        assert {"tau", "low", "high"} <= read_object(tmp_path / "tac.json")[
+            "reward"
+        ].keys() and "order pictures as it should" in page
     again = run(name, tmp_path, *few, **haste)
     assert "img/s" not in again and again.count("finished at step 6") == len(SHORT[name])
     assert summary(tmp_path) == rows
@@ -86,6 +92,18 @@ def test_the_annotator_prefers_ink_and_dislikes_the_wrong_digit():
     assert ink(batch["better"]).mean() > ink(batch["worse"]).mean() + 0.02
     again = digits_data.Annotator(train).compare(np.random.default_rng(0), 4000)
     np.testing.assert_array_equal(batch["better"], again["better"])
+
+
+def test_pictures_are_ranked_by_the_rule_on_digits_that_no_reward_was_trained_on():
+    train, held_out = digits_data.load()
+    labels, images, utility = digits_data.Annotator(train, held_out).rank(np.random.default_rng(0), 200, 6)
+    assert images.shape == (200, 6, 8, 8, 1) and utility.shape == (200, 6) and len(np.unique(labels)) == 10
+    flat = images.reshape(-1, 64)
+    known = {each.tobytes() for each in held_out.images.reshape(-1, 64)}
+    shown = np.array([each.tobytes() in known for each in flat])
+    assert 0.5 < shown.mean() < 0.7, "three fifths are undamaged, and of the held-out split"
+    ink = [kendall_tau(u, digits_data.ink(x)) for u, x in zip(utility, images, strict=True)]
+    assert 0.3 < np.mean(ink) < 0.9, "ink is a part of the rule, and not all of it"
 
 
 @pytest.mark.slow

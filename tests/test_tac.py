@@ -13,7 +13,7 @@ from didr_jax import recipes
 from didr_jax.cli import check
 from didr_jax.rewards import RewardMix, RewardModel
 from didr_jax.rewards.people import Ranked, read_rankings
-from didr_jax.rewards.tac import MIX, agreement, judge_rewards, table
+from didr_jax.rewards.tac import MIX, agreement, agreements, score_rankings, table
 from didr_jax.text.tokens import utf8
 from didr_jax.types import InputError, Weights
 
@@ -23,6 +23,10 @@ RED = RewardModel("red", NONE, MEAN, lambda p, x, t: x[:, 0], utf8)
 BLUE = RewardModel("blue", NONE, MEAN, lambda p, x, t: x[:, 2], utf8, centre=0.5, spread=2.0)
 MIXED = RewardMix({"red": RED, "blue": BLUE}, {"red": 1.0, "blue": -2.0})
 REDS, BLUES = [[10, 200, 90], [30, 20, 250]], [[5, 5, 90], [0, 100, 50]]
+
+
+def judge_rewards(path, folder, mix, **more):
+    return agreements(score_rankings(path, folder, mix, **more))
 
 
 def picture(red, blue, size=(4, 4)):

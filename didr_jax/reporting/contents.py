@@ -33,6 +33,7 @@ class Contents:
       pairs: before and after, if there are any.
       frames: `{"STAGE NAME": [(step, path)]}` of progress/.
       stopped: of stopped.json, where the run has not gone on since.
+      agreements: of tac.json: how far each reward orders pictures as people do, or a known rule; empty: not measured.
     """
 
     workdir: str
@@ -43,6 +44,7 @@ class Contents:
     pairs: Pairs | None
     frames: dict[str, list[tuple[int, str]]]
     stopped: dict[str, Any]
+    agreements: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def objective(self) -> str:
@@ -163,6 +165,7 @@ def read_workdir(workdir: str) -> Contents:
         read_pairs(workdir),
         _frames(os.path.join(workdir, "progress")),
         stopped,
+        _json(os.path.join(workdir, "tac.json")),
     )
 
 

@@ -156,7 +156,7 @@ def curves(workdir: str) -> None:
 
 # Colours that stand for those of the page, which has a light and a dark set.
 STAND_INS = {"#010101": "currentColor", "#020202": "var(--grid)"} | {f"#03030{i}": f"var(--line-{i})" for i in range(1, 5)}
-_INK = Ink("#010101", "#020202", tuple(name for name in STAND_INS if name.startswith("#0303")))
+PAGE_INK = Ink("#010101", "#020202", tuple(name for name in STAND_INS if name.startswith("#0303")))
 
 
 def drawings(records: list[dict]) -> dict[str, list[tuple[str, str]]]:
@@ -165,7 +165,7 @@ def drawings(records: list[dict]) -> dict[str, list[tuple[str, str]]]:
     for stage, lines in _by_stage(records).items():
         for i, panel in enumerate(panels(lines)):
             figure = Figure(figsize=(3.6, 2.5))
-            _draw(figure.subplots(), panel, _INK)
+            _draw(figure.subplots(), panel, PAGE_INK)
             found.setdefault(stage, []).append((_in_words(panel), inline_svg(figure, f"{stage}-{i}", _in_words(panel))))
     return found
 
@@ -189,17 +189,17 @@ def histogram(sets: Mapping[str, tuple[np.ndarray, np.ndarray | None]], title: s
     bins = np.linspace(low, high, 41)
     figure = Figure(figsize=(7.2, 2.8))
     axis = figure.subplots()
-    for (label, (values, weights)), colour in zip(sets.items(), _INK.lines, strict=False):
+    for (label, (values, weights)), colour in zip(sets.items(), PAGE_INK.lines, strict=False):
         weights = np.ones(len(values)) if weights is None else weights
         axis.hist(np.clip(values, bins[0], bins[-1]), list(bins), weights=weights / weights.sum(), histtype="step", color=colour, lw=1.8,
                   label=label)  # fmt: skip
-    axis.set_xlabel(title, fontsize=9, color=_INK.text)
-    axis.set_ylabel("share", fontsize=9, color=_INK.text)
-    axis.tick_params(labelsize=8, colors=_INK.text)
-    axis.legend(fontsize=8, frameon=False, labelcolor=_INK.text)
+    axis.set_xlabel(title, fontsize=9, color=PAGE_INK.text)
+    axis.set_ylabel("share", fontsize=9, color=PAGE_INK.text)
+    axis.tick_params(labelsize=8, colors=PAGE_INK.text)
+    axis.legend(fontsize=8, frameon=False, labelcolor=PAGE_INK.text)
     for side, spine in axis.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_INK.text)
+        spine.set_color(PAGE_INK.text)
     means = (f"{label} mean {np.average(values, weights=weights):.4g}" for label, (values, weights) in sets.items())
     return inline_svg(figure, name, f"Histogram of the {title}: {'; '.join(means)}")
 

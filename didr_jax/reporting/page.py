@@ -71,20 +71,12 @@ class Rewriting:
 
 def render(held: Contents) -> str:
     """The page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["number"] = _number
     columns = list(dict.fromkeys(name for row in held.summary.values() for name in row))
-    return environment.get_template("report.html").render(
+    return template("report.html").render(
         held=held,
         title=f"{held.config.get('recipe', '')} {held.objective}".strip(),
         name=os.path.basename(os.path.abspath(held.workdir)),
-        drawn=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        drawn=now(),
         verdict=held.verdict(),
         warnings=held.warnings(),
         columns=columns,
@@ -101,8 +93,22 @@ def render(held: Contents) -> str:
     )
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+def now() -> str:
+    """For the page's head."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+
+
+def template(name: str) -> jinja2.Template:
+    """A page's, from the folder; what it is given is text unless it is marked safe."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["number"] = lambda value: f"{value:.4g}"
+    return environment.get_template(name)
 
 
 def _errors(held: Contents) -> dict[str, float]:

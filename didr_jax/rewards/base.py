@@ -40,8 +40,8 @@ class RewardModel:
         """`images [b, h, w, 3]` in [-1, 1] and `tokens` -> scores `[b]`."""
         return self.score(params, self.preprocess(images), tokens)
 
-    def normalise(self, score: Array) -> Array:
-        """Published units -> the units of a mix."""
+    def normalise(self, score: Any) -> Any:
+        """Published units -> the units of a mix, of an array of either library."""
         return self.shape((score - self.centre) / self.spread)
 
     def prefixed(self, prefix: str) -> "RewardModel":

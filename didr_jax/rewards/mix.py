@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,10 @@ class RewardMix:
         """`{name: tokens}`, numpy arrays with leading axis b."""
         return {name: model.tokenize(prompts) for name, model in self.models.items()}
 
+    def combine(self, scores: Mapping[str, Any]) -> Any:
+        """Σ w (r − centre)/spread `[b]` of scores `{name: [b]}` in published units, of the trained rewards."""
+        return sum((w * self.models[name].normalise(scores[name]) for name, w in self.weights.items()), 0.0)
+
     def apply(self, params: PyTree, images: Array, tokens: PyTree) -> MixScore:
         """Scores `images [b, h, w, 3]` in [-1, 1].
 
@@ -85,7 +89,7 @@ class RewardMix:
         kept = finite
         for name in self.weights:
             kept &= jnp.isfinite(scores[name])
-        total = sum((w * self.models[name].normalise(scores[name]) for name, w in self.weights.items()), 0.0)
+        total = self.combine(scores)
         terms = {name: jnp.where(finite, score, jnp.nan) for name, score in scores.items()}
         return MixScore(jnp.where(kept, total, 0.0), jax.lax.stop_gradient(terms), kept)
 

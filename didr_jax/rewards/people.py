@@ -13,18 +13,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from didr_jax.text.prompts import read_rows
+from didr_jax.text.prompts import plain, read_rows
 from didr_jax.types import InputError
 
 Picture = str | bytes  # a file's name, or what it holds
 
 
 class Ranked(NamedTuple):
-    """n pictures of one prompt and people's score of them, `[n]`, larger is better; equal where people tied them."""
+    """n pictures of one prompt and people's score of them, `[n]`, larger is better; equal where people tied them.
+
+    `source`: the set that they are of, a key of `conventions.CONVENTIONS`; empty: not known.
+    """
 
     prompt: str
     pictures: tuple[Picture, ...]
     people: np.ndarray
+    source: str = ""
 
 
 def read_rankings(path: str | os.PathLike, limit: int = 0) -> list[Ranked]:
@@ -55,18 +59,28 @@ _RANKED: dict[str, tuple[str, str]] = {"ImageRewardDB": ("generations", "ranking
 def _json(path: str | os.PathLike) -> Iterator[Ranked]:
     try:
         rows: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"tac: cannot read {path} ({' '.join(str(error).split())}); give a .json or .parquet file") from None
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
         names = row.keys() if isinstance(row, dict) else ()
-        kind = next((pair for pair in _RANKED.values() if {"prompt", *pair} <= set(names)), None)
-        if kind is None:
+        source = next((name for name, pair in _RANKED.items() if {"prompt", *pair} <= set(names)), None)
+        if source is None:
             wanted = " or ".join(f"prompt, {', '.join(pair)} ({name})" for name, pair in _RANKED.items())
             raise InputError(f"tac: {path}, row {number} has {', '.join(names) or 'no fields'}; it needs {wanted}")
-        pictures, ranks = (row[field] for field in kind)
+        pictures, ranks = (row[field] for field in _RANKED[source])
+        if not _is_ranked(row["prompt"], pictures, ranks):
+            raise InputError(
+                f"tac: {path}, row {number}: needs a text, a list of file names, and as long a list of numbers; mend it"
+            )
         if len(pictures) != len(ranks):
             raise InputError(f"tac: {path}, row {number} has {len(pictures)} pictures and {len(ranks)} ranks; mend that row")
-        yield Ranked(row["prompt"], tuple(pictures), -np.asarray(ranks, np.float64))
+        yield Ranked(plain(row["prompt"], f"{path}, row {number}"), tuple(pictures), -np.asarray(ranks, np.float64), source)
+
+
+def _is_ranked(prompt: Any, pictures: Any, ranks: Any) -> bool:
+    numbers = isinstance(ranks, list) and all(type(rank) in (int, float) and abs(rank) < 1e9 for rank in ranks)
+    names = isinstance(pictures, list) and all(isinstance(name, str) and "\0" not in name for name in pictures)
+    return isinstance(prompt, str) and names and numbers
 
 
 _PAIR = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
@@ -77,7 +91,10 @@ def _pick_a_pic(path: str | os.PathLike) -> Iterator[Ranked]:
         absent = [name for name in _PAIR if row.get(name) is None]
         if absent:
             raise InputError(f"tac: {where} has no {', '.join(absent)}; give a file of Pick-a-Pic with its pictures")
-        yield Ranked(row["caption"], (row["jpg_0"], row["jpg_1"]), np.asarray([row["label_0"], row["label_1"]], np.float64))
+        if not isinstance(row["caption"], str) or not all(isinstance(row[f"jpg_{i}"], bytes) for i in (0, 1)):
+            raise InputError(f"tac: {where}: caption is to be text, jpg_0 and jpg_1 the bytes of a picture")
+        labels = np.asarray([row["label_0"], row["label_1"]], np.float64)
+        yield Ranked(row["caption"], (row["jpg_0"], row["jpg_1"]), labels, "Pick-a-Pic")
 
 
 def named(rankings: list[Ranked]) -> list[str]:

@@ -5,10 +5,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
 from didr_jax.rankings import kendall_tau, pairs_right
+from didr_jax.rewards.conventions import CHOSEN, CONVENTIONS, best_threshold
 from didr_jax.rewards.mix import RewardMix
 from didr_jax.rewards.people import Ranked, named, read_rankings
 from didr_jax.rewards.scoring import score_pictures
@@ -28,6 +28,8 @@ class Agreement:
       undefined: how many are not: people, or the reward, tie all pictures of theirs.
       accuracy: share of the pairs that people did not tie which the reward orders as they do, its own ties counted half.
       pairs: how many those are.
+      published: `{whose rule: accuracy}` as the set's own programs count ties (`conventions`); empty: a set of no known rule.
+      threshold: of a tie of the reward, for the rule that has one.
     """
 
     tau: float
@@ -37,10 +39,14 @@ class Agreement:
     undefined: int
     accuracy: float
     pairs: int
+    published: dict[str, float] = dataclasses.field(default_factory=dict)
+    threshold: float = 0.0
 
 
-def agreement(rankings: Sequence[Ranked], scores: Sequence[np.ndarray], resamples: int = 2000, seed: int = 0) -> Agreement:
-    """Of a reward's `scores`, `[n_i]` for the i-th ranking, larger is better.
+def agreement(
+    rankings: Sequence[Ranked], scores: Sequence[np.ndarray], resamples: int = 2000, seed: int = 0, threshold: float = 0.0
+) -> Agreement:
+    """Of a reward's `scores`, `[n_i]` for the i-th ranking, larger is better; `threshold`: see `conventions`.
 
     Raises:
       InputError: a score is not finite, or no prompt has an order on both sides.
@@ -57,13 +63,26 @@ def agreement(rankings: Sequence[Ranked], scores: Sequence[np.ndarray], resample
     rng = np.random.default_rng(seed)
     means = [taus[rng.integers(len(taus), size=len(taus))].mean() for _ in range(resamples)]
     low, high = np.quantile(means, [0.025, 0.975])
-    return Agreement(float(taus.mean()), float(low), float(high), len(taus), len(every) - len(taus), right / pairs, pairs)
+    rules = CONVENTIONS.get(rankings[0].source, {})
+    published = {name: rule(rankings, scores, threshold) for name, rule in rules.items()}
+    undefined = len(every) - len(taus)
+    return Agreement(
+        float(taus.mean()), float(low), float(high), len(taus), undefined, right / pairs, pairs, published, threshold
+    )  # fmt: skip
 
 
-def judge_rewards(
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A file of rankings and `{reward: scores [n_i] of the i-th}`, the mix among them where it has more than one."""
+
+    rankings: list[Ranked]
+    scores: dict[str, list[np.ndarray]]
+
+
+def score_rankings(
     path: str | os.PathLike, folder: str | os.PathLike, mix: RewardMix, *, limit: int = 0, batch_size: int = 8
-) -> dict[str, Agreement]:
-    """Every reward's agreement with a file of people's rankings, and that of the mix where it has more than one.
+) -> Scored:
+    """Every reward's scores of the pictures in a file of people's rankings.
 
     Args:
       path: see `didr_jax.rewards.people`.
@@ -73,19 +92,35 @@ def judge_rewards(
       batch_size: pictures scored at once.
 
     Raises:
-      InputError: unreadable files (all absent pictures are counted at once), or nothing to compare.
+      InputError: unreadable files (all absent pictures are counted at once).
     """
     rankings = rankings_in(path, folder, limit)
     pictures = [Path(folder) / each if isinstance(each, str) else each for ranked in rankings for each in ranked.pictures]
     prompts = [ranked.prompt for ranked in rankings for _ in ranked.pictures]
     scores = score_pictures(pictures, prompts, list(mix.models.values()), batch_size)
     if len(mix.weights) > 1:
-        total = np.zeros(len(pictures))
-        for name, weight in mix.weights.items():
-            total += weight * np.asarray(mix.models[name].normalise(jnp.asarray(scores[name])))
-        scores[MIX] = total
+        scores[MIX] = mix.combine(scores)
     ends = np.cumsum([len(ranked.pictures) for ranked in rankings])[:-1]
-    return {name: agreement(rankings, np.split(values, ends)) for name, values in scores.items()}
+    return Scored(rankings, {name: np.split(values, ends) for name, values in scores.items()})
+
+
+def agreements(scored: Scored, validation: Scored | None = None) -> dict[str, Agreement]:
+    """Every reward's agreement with people, and that of the mix.
+
+    Args:
+      scored: of the file.
+      validation: of the split on which the threshold of a tie is chosen, for sets whose rule has one; None: 0, no ties.
+
+    Raises:
+      InputError: nothing to compare, or a validation split of a set that needs none.
+    """
+    if validation is not None and scored.rankings[0].source not in CHOSEN:
+        raise InputError(f"config.tac.validation is for {', '.join(CHOSEN)}; leave it empty")
+    chosen = {
+        name: best_threshold(validation.rankings, validation.scores[name]) if validation is not None else 0.0
+        for name in scored.scores
+    }
+    return {name: agreement(scored.rankings, each, threshold=chosen[name]) for name, each in scored.scores.items()}
 
 
 def rankings_in(path: str | os.PathLike, folder: str | os.PathLike, limit: int = 0) -> list[Ranked]:
@@ -109,9 +144,13 @@ def rankings_in(path: str | os.PathLike, folder: str | os.PathLike, limit: int =
 
 
 def table(found: dict[str, Agreement]) -> str:
-    """As text, a line a reward."""
-    lines = [f"{'reward':<14} {'tau-b':>8} {'95 %':>18} {'prompts':>8} {'accuracy':>9} {'pairs':>7}"]
+    """As text, a line a reward; `accuracy` is ours, those by the set's own programs follow with their threshold of a tie, if any."""
+    rules = list(next(iter(found.values())).published)
+    head = f"{'reward':<14} {'tau-b':>8} {'95 %':>18} {'prompts':>8} {'accuracy':>9} {'pairs':>7}"
+    lines = [head + "".join(f" {'by ' + rule:>15}" for rule in rules)]
     for name, each in found.items():
         interval = f"{each.low:.4f} to {each.high:.4f}"
-        lines.append(f"{name:<14} {each.tau:>8.4f} {interval:>18} {each.prompts:>8} {each.accuracy:>9.4f} {each.pairs:>7}")
+        line = f"{name:<14} {each.tau:>8.4f} {interval:>18} {each.prompts:>8} {each.accuracy:>9.4f} {each.pairs:>7}"
+        line += "".join(f" {each.published[rule]:>15.4f}" for rule in rules)
+        lines.append(line + (f"  ties within {each.threshold:g}" if each.threshold else ""))
     return "\n".join(lines)

@@ -187,6 +187,8 @@ def _loop(
                 raise Hacked(message)
             raise NotFinite(f"{trouble}; saved at step {done}") if trouble else Preempted(_asked(label, done))
         previous = (done, metrics)
+    if told := progress.pauses():
+        run.log.say(told)
     window.close(state)
     return state
 

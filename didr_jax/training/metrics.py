@@ -21,13 +21,15 @@ from didr_jax.whole_files import saving, whole_file
 QUIET = 60.0  # seconds between lines of figures on a screen that shall be quiet
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _rate(per_second: float) -> str:
+def rate_of(per_second: float) -> str:
+    """With two digits or more."""
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
@@ -66,7 +68,7 @@ class RunLog:
         """A line on the screen, with the time since the run began; nothing where there is no screen any more."""
         if is_first_process():
             with contextlib.suppress(OSError):  # a pipe that was closed, a full disk: metrics.jsonl has the figures
-                print(f"[{_clock(self.seconds())}] {message}", flush=True)
+                print(f"[{clock(self.seconds())}] {message}", flush=True)
 
     def write(self, stage: str, step: int, values: dict) -> None:
         """A line of metrics.jsonl, handed to the system before this returns; raises CannotSave."""
@@ -116,6 +118,7 @@ class Progress:
         self._first, self._total, self._batch_size = first, total, batch_size
         self._origin: float | None = None
         self._quiet, self._next = quiet, -math.inf
+        self._away = 0.0  # seconds of pauses since then
         self.least: float | None = None
 
     def started(self, step: int) -> None:
@@ -129,6 +132,14 @@ class Progress:
         yield
         if self._origin is not None:
             self._origin += time.monotonic() - begun
+            self._away += time.monotonic() - begun
+
+    def pauses(self) -> str | None:
+        """What evaluation took since the end of compilation, as a line; None if there was none."""
+        if self._origin is None or not self._away:
+            return None
+        share = self._away / (self._away + time.monotonic() - self._origin)
+        return f"{self._label}  evaluation took {self._away:.1f} s, {share:.1%} of the time since the first step"
 
     def report(self, step: int, metrics: dict, quietly: dict | None = None) -> None:
         """Prints and logs `metrics` (floats) of the step that was just finished; logs what is to be told `quietly`."""
@@ -137,7 +148,7 @@ class Progress:
         images, seen = rate * self._batch_size, step * self._batch_size
         eta = (self._total - step) / max(rate, 1e-9)
         figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        speed = f"{_rate(images)} img/s  {1000 / max(rate, 1e-9):.3g} ms/step  ETA {_clock(eta)}"
+        speed = f"{rate_of(images)} img/s  {1000 / max(rate, 1e-9):.3g} ms/step  ETA {clock(eta)}"
         speed += f"  {rate * self.least:.1%} of peak" if self.least else ""
         if not self._quiet or step == self._total or time.monotonic() >= self._next:
             self._next = time.monotonic() + QUIET

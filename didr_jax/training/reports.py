@@ -1,6 +1,9 @@
 """Tables and pictures that a run leaves in its workdir."""
 
+import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 
@@ -23,6 +26,11 @@ def write_summary(workdir: str, rows: dict[str, dict[str, float]], log: RunLog) 
     for label, row in rows.items():
         cells = (f"{row[name]:.4g}" if name in row else "–" for name in columns)
         log.say(f"{label:<{width}}" + "".join(f"  {cell:>{max(len(n), 7)}}" for n, cell in zip(columns, cells, strict=True)))
+
+
+def write_agreements(workdir: str, found: Mapping[str, Any]) -> None:
+    """`tac.json`, which `report.html` tells: `{reward: Agreement}` of `rewards.tac`."""
+    write_json(os.path.join(workdir, "tac.json"), {name: dataclasses.asdict(each) for name, each in found.items()})
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ class Run:
     `claim`: of the workdir, to be made when the first step is done: `(stage, steps done before it) -> lines for the log`
     (`claims.Claim.record`).
     `name`: of the run, which no other has, the same in every process (`claims.RUN`); saves are bound to it.  Empty: they are not.
+    `picked`: the saves that `saved_products` chose, `{stage: (step, digests of the products)}`.
     `redraw(must)` is called after evaluations, and where a run ends early (then it must): what the run shows of itself may be
     drawn again; None: nothing is.
     `steps`: of the saves that a mode reads, by stage.
@@ -39,7 +40,7 @@ class Run:
     claim: Callable[[str, int], Iterable[str]] = lambda stage, step: ()
     redraw: Callable[[bool], None] | None = None
     name: str = ""
-    steps: dict[str, int] = dataclasses.field(default_factory=dict)
+    picked: dict[str, tuple[int, Mapping[str, int]]] = dataclasses.field(default_factory=dict)
 
     def path(self, *names: str) -> str:
         """Of a file in the workdir."""
@@ -88,13 +89,14 @@ def saved_products(run: Run, step: str = "") -> Products:
     products: dict[str, Mapping[str, Weights]] = {}
     last = run.config.stages[-1]
     for name in run.config.stages:
-        if name == last and step and (saves := run.saves(name, read_only=True)).latest() is not None:
+        saves = run.saves(name, read_only=True)
+        if name == last and step and saves.latest() is not None:
             chosen = chosen_step(saves, step, name, run)
             products[name] = saves.products(chosen)
         else:
             chosen, hint = run.config[name].steps, f", or see what it has with --step={LATEST}" if name == last else ""
             products[name] = left_by(name, run, "run --mode=train first", hint)
-        run.steps[name] = chosen
+        run.picked[name] = chosen, _digests(saves.about(chosen))
     return products
 
 
@@ -113,6 +115,11 @@ def chosen_step(saves: Checkpoints, step: str, stage: str, run: Run) -> int:
     chosen = _chosen(saves, step, stage, run.config.checkpoint.best)
     run.log.say(f"{stage}  at step {chosen} of {run.config[stage].steps}")
     return chosen
+
+
+def _digests(about: Mapping[str, Any]) -> dict[str, int]:
+    """Of each item of a save: the last of its running digests."""
+    return {item: list(leaves.values())[-1] for item, leaves in about["digests"].items() if leaves}
 
 
 def _chosen(saves: Checkpoints, step: str, stage: str, figure: str) -> int:

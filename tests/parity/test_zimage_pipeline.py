@@ -1,4 +1,4 @@
-"""Prompt to image: the Z-Image recipe and our samplers against `ZImagePipeline`, from one folder and one noise."""
+"""Prompt to image: the Z-Image recipe, our samplers and the reference of --mode=benchmark against `ZImagePipeline`, from one folder and one noise."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,9 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from configs import zimage as config_file  # noqa: E402
-from didr_jax.diffusion import guide  # noqa: E402
+from didr_jax.recipes.text_to_image.benchmark_models import multi_step  # noqa: E402
 from didr_jax.recipes.text_to_image.task import Task  # noqa: E402
 from didr_jax.recipes.text_to_image.zimage import ZImage  # noqa: E402
-from didr_jax.sampling import denoise  # noqa: E402
 from tests.parity.oracle import QUICK, assert_close, nchw  # noqa: E402
 from tests.text_to_image import tiny_zimage as tiny  # noqa: E402
 
@@ -61,15 +60,9 @@ def test_prompt_to_image(inputs, ours, steps, guidance):
     no_c = task.networks().unconditional(frozen, c)
     assert c["text"]["length"].tolist() == [11, 33] and no_c["text"]["length"].tolist() == [5, 5]
 
-    @lambda f: jax.jit(f, compiler_options=QUICK)
-    def generate(base, z, c, no_c):
-        def guided(x, t):
-            positive, negative = (task.predict(base, None, x, t, cond) for cond in (c, no_c))
-            return guide(positive, negative, guidance + 1)  # ZImagePipeline's scale is w − 1
-
-        return denoise(guided, task.backbone.schedule, z, jnp.ones(2), num_steps=steps, remat=False)
-
-    latents = generate(frozen["base"], noise, c, no_c)
+    # ZImagePipeline's scale is w − 1
+    draw = jax.jit(lambda frozen, z, c: multi_step(task, frozen, z, c, steps, guidance + 1), compiler_options=QUICK)
+    latents = draw({name: frozen[name] for name in ("base", "no_text")}, noise, c)
     assert_close(latents, theirs("latent").numpy().transpose(0, 2, 3, 1), what="latents")
     images = decode(frozen, latents)
     assert_close(images / 2 + 0.5, theirs("np"), what="image")

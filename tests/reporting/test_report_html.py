@@ -21,6 +21,7 @@ from didr_jax.training.metrics import RunLog
 from didr_jax.training.reports import write_summary
 from didr_jax.training.watch import write_stopped
 from didr_jax.types import InputError
+from didr_jax.whole_files import write_json
 from tests.tiny_runs import claim_workdir
 
 HOSTILE = '<script>fetch("https://example.org")</script> & "quoted" <b>'
@@ -80,6 +81,8 @@ def workdir_of(folder, steps=400):
     if steps == 400:
         write_summary(str(folder), SUMMARY, log)
     log.close()
+    tac = {"reward": {"tau": 0.8123, "low": 0.79, "high": 0.83, "prompts": 300, "undefined": 0, "accuracy": 0.9, "pairs": 4500}}
+    write_json(str(folder / "tac.json"), tac)
     before, after = rng.integers(0, 255, (2, n, 8, 8)).astype(np.uint8)
     rewards = rng.normal(size=(2, n)) + [[0.0], [0.6]]
     write_pairs(str(folder), before, after, [HOSTILE] + ["digit"] * (n - 1), *rewards)
@@ -146,6 +149,7 @@ def test_it_tells_what_was_trained_the_verdict_the_config_and_the_commands(found
     assert "The first 24 of 60, chosen by nobody, largest gain first." in text and "Largest losses" in text
     assert "python run.py \\ --config=configs/digits.py \\ '--workdir=a run' \\ --mode=sample" in text
     assert "--mode=export" not in text, "digits have no such mode"
+    assert "Does the reward order pictures as it should?" in text and {"0.8123", "0.79 to 0.83", "90.0 %"} <= set(found.cells)
     assert "align.beta" in text and "align.generator_optimizer.weight_decay" in text
 
 
@@ -288,6 +292,7 @@ def test_a_browser_shows_swaps_and_slides_it_and_asks_for_nothing(html, tmp_path
 
 def test_the_template_is_in_the_package():
     assert sorted(os.listdir(os.path.join(REPO, "didr_jax", "reporting", "template"))) == [
+        "compare.html",
         "report.css",
         "report.html",
         "report.js",

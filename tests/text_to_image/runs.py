@@ -1,6 +1,7 @@
 """How the tests of text-to-image recipes run them: as a user does, in this process, and into refusals."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -33,8 +34,8 @@ def recipe_of(module, make_backbone, settings, **more) -> TextToImage:
     return TextToImage(config_of(module, settings | more), make_backbone)
 
 
-def start_run(name, settings, workdir, *arguments, devices=1, cache=None, program=("run.py",)):
-    """`run.py --config=configs/NAME.py` with `settings`, whatever comes of it."""
+def command_of(name, settings, workdir, *arguments, devices=1, cache=None, program=("run.py",)):
+    """`run.py --config=configs/NAME.py` with `settings`, and the environment that it is to be run in."""
     flags = HASTE | {"xla_force_host_platform_device_count": devices}
     environment = os.environ | {
         "XLA_FLAGS": " ".join(f"--{flag}={str(value).lower()}" for flag, value in flags.items()), "OMP_NUM_THREADS": "1",
@@ -43,7 +44,27 @@ def start_run(name, settings, workdir, *arguments, devices=1, cache=None, progra
         environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     knobs = [f"--config.{key}={value}" for key, value in settings.items()]
     command = [sys.executable, *program, f"--config=configs/{name}.py", f"--workdir={workdir}", *knobs, *arguments]
+    return command, environment
+
+
+def start_run(*arguments, **more):
+    """A run, whatever comes of it."""
+    command, environment = command_of(*arguments, **more)
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=900, env=environment)
+
+
+def spawn(*arguments, processes=1, **more) -> list[subprocess.Popen]:
+    """One run as so many processes; `tiny_runs.finish` waits for them."""
+    started = []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = [f"--config.distributed.coordinator=127.0.0.1:{port}", f"--config.distributed.processes={processes}"]
+    for i in range(processes):
+        own = [*together, f"--config.distributed.process={i}"] if processes > 1 else []
+        command, environment = command_of(*arguments, *own, **more)
+        started.append(subprocess.Popen(command, cwd=REPO, env=environment))
+    return started
 
 
 def run(*arguments, **more):

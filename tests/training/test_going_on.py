@@ -213,7 +213,7 @@ def test_only_modes_that_read_find_the_config_by_themselves(unfinished, tmp_path
 @pytest.mark.parametrize(
     "mode, words, message",
     [
-        ("train", {"step": "4", "allow_change": []}, "--step is for --mode=sample|eval|export|calibrate, not train"),
+        ("train", {"step": "4", "allow_change": []}, "--step is for --mode=sample|eval|benchmark|export|calibrate, not train"),
         ("eval", {"step": "best", "allow_change": ["seed"]}, "--allow_change is for --mode=train, not eval"),
     ],
 )

@@ -235,17 +235,19 @@ def test_a_quiet_screen_gets_a_line_a_minute_and_the_last_and_the_file_gets_all(
     assert len(read_metrics(str(tmp_path))) == 5000
 
 
-def test_pauses_do_not_count(tmp_path, clock):
+def test_pauses_do_not_count_and_their_share_is_told(tmp_path, clock):
     with log_of(tmp_path) as log:
         progress = Progress(log, "align", "align", first=0, total=100, batch_size=8)
         with progress.paused():  # before anything is counted
             clock.seconds += 50
+        assert progress.pauses() is None
         progress.started(1)
         clock.seconds += 2
         with progress.paused():
             clock.seconds += 1000
         clock.seconds += 3
         progress.report(11, {})
+        assert progress.pauses() == "align  evaluation took 1000.0 s, 99.5% of the time since the first step"
     assert read_metrics(str(tmp_path))[0]["images_per_second"] == 16
 
 

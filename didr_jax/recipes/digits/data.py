@@ -57,12 +57,17 @@ def blur(images: np.ndarray) -> np.ndarray:
 
 
 class Annotator:
-    """Draws comparisons according to equation (1), with ink statistics of the training split."""
+    """Draws comparisons according to equation (1), with ink statistics of the training split.
 
-    def __init__(self, train: Split):
-        self._train = train
-        self._by_class = [np.flatnonzero(train.labels == c) for c in range(NUM_CLASSES)]
-        amounts = [ink(train.images[rows]) for rows in self._by_class]
+    Args:
+      train: that split.
+      offered: whose images are offered; None: the training split's.
+    """
+
+    def __init__(self, train: Split, offered: Split | None = None):
+        self._offered = offered or train
+        self._by_class = [np.flatnonzero(self._offered.labels == c) for c in range(NUM_CLASSES)]
+        amounts = [ink(train.images[train.labels == c]) for c in range(NUM_CLASSES)]
         self._mean = np.array([a.mean() for a in amounts])
         self._std = np.array([a.std() for a in amounts])
 
@@ -72,7 +77,7 @@ class Annotator:
         wrong = rng.random(n) < 0.2
         shown = np.where(wrong, (digit + rng.integers(1, NUM_CLASSES, n)) % NUM_CLASSES, digit)
         rows = np.array([self._by_class[c][rng.integers(len(self._by_class[c]))] for c in shown])
-        images = self._train.images[rows]
+        images = self._offered.images[rows]
         damage = np.where(rng.random(n) < 0.4, rng.random(n), 0.0).astype(np.float32)
         amount = damage[:, None, None, None]
         speckled = np.clip(images + amount * rng.standard_normal(images.shape), -1, 1)
@@ -82,6 +87,12 @@ class Annotator:
         images = np.select([kind == 0, kind == 1], [speckled, faded], blurred).astype(np.float32)
         utility = (ink(images) - self._mean[digit]) / self._std[digit] - 3.0 * wrong - 2.0 * damage
         return images, utility
+
+    def rank(self, rng: np.random.Generator, n: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """k images offered as each of n digits: labels `[n]`, images `[n, k, 8, 8, 1]`, and their utilities `[n, k]`."""
+        digit = rng.integers(NUM_CLASSES, size=n)
+        images, utility = self._offer(rng, np.repeat(digit, k))
+        return digit.astype(np.int32), images.reshape(n, k, *IMAGE), utility.reshape(n, k)
 
     def compare(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
         """n comparisons: `label [n]`, images `better` and `worse` `[n, 8, 8, 1]`."""

@@ -16,13 +16,15 @@ import jax
 import numpy as np
 
 from didr_jax.distances import frechet_distance, moments
-from didr_jax.recipes.digits.data import IMAGE, NUM_CLASSES, Split
+from didr_jax.recipes.digits.data import IMAGE, NUM_CLASSES, Annotator, Split
 from didr_jax.reporting.curves import curves
 from didr_jax.reporting.page import write_report
 from didr_jax.reporting.pairs import write_pairs
+from didr_jax.rewards.people import Ranked
+from didr_jax.rewards.tac import Agreement, agreement
 from didr_jax.training.evaluation import Verdict, over_rows
 from didr_jax.training.hacking import Tolerance, Watched
-from didr_jax.training.reports import picture_grid, save_picture, write_summary
+from didr_jax.training.reports import picture_grid, save_picture, write_agreements, write_summary
 from didr_jax.training.run import Products, Run
 from didr_jax.training.startup import is_first_process
 from didr_jax.types import PyTree
@@ -163,8 +165,17 @@ def grid(images: np.ndarray, rows: int) -> np.ndarray:
     return picture_grid(on_paper(images[: rows * NUM_CLASSES]), NUM_CLASSES, gap=1, scale=4)
 
 
+def aligned(recipe, judge: DigitsJudge, prompts: int = 300, pictures: int = 6) -> Agreement:
+    """Of the reward with the rule by which preferences were made, on images that it was not trained on."""
+    train, real = recipe.splits
+    labels, images, utility = Annotator(train, real).rank(np.random.default_rng(recipe.config.eval.seed), prompts, pictures)
+    scores = judge.reward(images.reshape(-1, *IMAGE), np.repeat(labels, pictures)).reshape(prompts, pictures)
+    rankings = [Ranked(f"digit {label}", ("",) * pictures, each) for label, each in zip(labels, utility, strict=True)]
+    return agreement(rankings, list(scores))
+
+
 def evaluate(recipe, products: Products, run: Run) -> None:
-    """summary.json, the grids and pairs before and after for the same noise, the curves, report.html.
+    """summary.json, tac.json, the grids and pairs before and after for the same noise, the curves, report.html.
 
     Two rows bound what alignment can reach: the training images tilted by (1), and the reference's own
     samples tilted by it, which is the law that DIDR converges to.
@@ -190,8 +201,10 @@ def evaluate(recipe, products: Products, run: Run) -> None:
     }
     rows |= {name: judge.figures(images, labels) for name, images in made.items()}
     rows["reference, tilted"] = judge.figures(judge.reference.images, labels, judge.tilt_weights(judge.reference))
+    found = {"reward": aligned(recipe, judge)}
     if is_first_process():
         write_summary(run.workdir, rows, run.log)
+        write_agreements(run.workdir, found)
         for file, images in zip(("reference", "before", "after"), made.values(), strict=True):
             save_picture(run.path(f"{file}.png"), grid(images, config.eval.grid_rows))
         captions = [f"digit {label}" for label in labels]

@@ -13,23 +13,26 @@ from didr_jax.recipes.sprouts.data import LATENT, Encoded, chat_tokens, clip_ids
 from didr_jax.recipes.sprouts.pipeline import NEW, prompts
 from didr_jax.reporting.curves import curves
 from didr_jax.reporting.page import write_report
+from didr_jax.rewards.people import Ranked
+from didr_jax.rewards.tac import Agreement, agreement
 from didr_jax.training.evaluation import over_rows
-from didr_jax.training.reports import picture_grid, save_picture, to_bytes, write_summary
+from didr_jax.training.reports import picture_grid, save_picture, to_bytes, write_agreements, write_summary
 from didr_jax.training.run import Products, Run
 from didr_jax.training.startup import is_first_process
 from didr_jax.types import PyTree
 
 SIZE = 256  # rows at a time
+OFFERED = 6  # pictures that are ranked against one another
 RIVALS = 100  # captions among which CLIP is to find a picture's own
 
 
 def evaluate(recipe, products: Products, run: Run) -> None:
-    """summary.json, a row a network; reconstructions.png and reference.png; curves, report.html."""
+    """summary.json, a row a network; tac.json, of the reward; reconstructions.png and reference.png; curves, report.html."""
     done = [stage for stage in recipe.stages if stage in products]
     params = {stage: run.load({"params": products[stage]["params"]})["params"] for stage in done}
     album, rng = recipe.album("held_out"), np.random.default_rng(recipe.config.eval.seed)
     held_out = album._replace(images=album.images[: recipe.config.eval.num], parts=album.parts[: recipe.config.eval.num])
-    rows, pictures = {}, {}
+    rows, pictures, told = {}, {}, {}
     if "vae" in params:
         raw = raw_means(recipe.vae, params["vae"], held_out.images)
         again = _decode(recipe, params["vae"], raw)
@@ -42,6 +45,7 @@ def evaluate(recipe, products: Products, run: Run) -> None:
         rows["clip"] = {"found": _found(recipe, params["clip"], held_out)}
     if "preference" in params:
         rows["preference"] = _agreement(recipe, params["preference"], album)
+        told["preference"] = _aligned(recipe, params["preference"], album)
     if "judge" in params:
         found, features = judging.seen(params["judge"], held_out.images)
         rows["judge"] = {"right": float(np.mean(found == held_out.parts))}
@@ -60,6 +64,8 @@ def evaluate(recipe, products: Products, run: Run) -> None:
             rows["judge"]["sampling_error"] = judging.sampling_error(captions)
     if is_first_process():
         write_summary(run.workdir, rows, run.log)
+        if told:
+            write_agreements(run.workdir, told)
         for name, picture in pictures.items():
             save_picture(run.path(f"{name}.png"), picture)
         curves(run.workdir)
@@ -109,6 +115,15 @@ def _agreement(recipe, params: PyTree, album) -> dict[str, float]:
     a, b = (over_rows(prefer, params, images, SIZE) for images in (album.images[:n], album.other_images))
     gain = parts.cheerful(album.parts[:n]) * 1.0 - parts.cheerful(album.other_parts)
     return {"agreement": float(np.mean(((a > b) == (gain > 0))[gain != 0])), "rms": float(np.sqrt(np.mean((a - b - gain) ** 2)))}
+
+
+def _aligned(recipe, params: PyTree, album) -> Agreement:
+    """Of the reward with the rule by which preferences were made: held-out pictures in groups of `OFFERED`, some of them
+    cheerful."""
+    n = len(album.images) // OFFERED * OFFERED
+    scores = over_rows(jax.jit(lambda p, images: recipe.prefer(p, to_float(images))), params, album.images[:n], SIZE)
+    rule = parts.cheerful(album.parts[:n]).astype(float).reshape(-1, OFFERED)
+    return agreement([Ranked("a sprout", ("",) * OFFERED, each) for each in rule], list(np.reshape(scores, rule.shape)))
 
 
 def _velocity_loss(recipe, params: PyTree, latents: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> float:

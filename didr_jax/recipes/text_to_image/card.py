@@ -132,7 +132,7 @@ def _for_diffusers(text: str) -> tuple[str, list[str]]:
 
 def _step(run: Run) -> int:
     """Of the save that is read; while it trains, the last."""
-    return run.steps.get("align") or newest_step(run.workdir, "align") or 0
+    return run.picked.get("align", (0,))[0] or newest_step(run.workdir, "align") or 0
 
 
 def _told(run: Run) -> dict[str, Any]:

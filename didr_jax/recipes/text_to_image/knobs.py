@@ -89,12 +89,35 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.score.batch_size = 8  # images at once
     config.score.outside = False  # images may lie outside of that folder: absolute names, "..", links
 
+    config.benchmark = benchmark()
+
     config.tac = ml_collections.ConfigDict()  # --mode=tac: are the rewards aligned with people? (docs/metrics.md)
     config.tac.rankings = ""  # people's: test.json of ImageRewardDB or HPDv2, a .parquet of Pick-a-Pic
     config.tac.images = ""  # folder of the pictures that it names; Pick-a-Pic holds its own
     config.tac.limit = 0  # use the first so many prompts; 0: all
     config.tac.batch_size = 8  # pictures at once
+    config.tac.validation = ""  # Pick-a-Pic's validation split, on which a reward's threshold of a tie is chosen; empty: 0
+    config.tac.fit = False  # or --fit: also the weights of the mix with which it would agree best
     return config
+
+
+def benchmark() -> ml_collections.ConfigDict:
+    """Of --mode=benchmark: a prompt set, its pictures, its tables (docs/benchmarks.md)."""
+    section = ml_collections.ConfigDict()
+    section.name = ""  # a key of didr_jax.suites.table.SUITES: hpsv2, partiprompts, geneval, …, plain
+    section.prompts = ""  # its prompt file or folder
+    section.model = "trained"  # what makes the pictures: trained (a save of this workdir, --step) | initial | reference
+    section.images = ""  # folder of pictures made elsewhere, in the set's layout: none are made, these are judged
+    section.per_prompt = 0  # pictures of a prompt; 0: as many as the set asks for
+    section.limit = 0  # the first so many prompts, of each style where it has styles; 0: all
+    section.batch_size = 4  # pictures at once on a device
+    section.steps = 50  # of the reference: DDIM's, or Euler's of a flow, spread as the schedule has it
+    section.guidance = config_dict.placeholder(float)  # of the reference; None: that of align
+    section.seed = 0  # of the noise of all pictures
+    section.score_batch_size = 8  # pictures scored at once in a process
+    section.results = ""  # of geneval: results.jsonl of its detector's program
+    section.detections = ""  # of geneval: a .jsonl of boxes, judged by its rules
+    return section
 
 
 def stable_diffusion(pipeline: str, lr: float) -> ml_collections.ConfigDict:

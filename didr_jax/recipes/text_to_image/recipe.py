@@ -11,16 +11,18 @@ from didr_jax.checks import named_function, require_choice
 from didr_jax.models.published import PIPELINES
 from didr_jax.models.remat import REMAT
 from didr_jax.objectives import OBJECTIVES
-from didr_jax.recipes.text_to_image import advice, export, report
+from didr_jax.recipes.text_to_image import advice, benchmark, benchmark_models, export, report
 from didr_jax.recipes.text_to_image.doubts import doubts
 from didr_jax.recipes.text_to_image.files import files
 from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator
 from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.rewards.custom import OWN, try_out
+from didr_jax.rewards.fit import fit_weights
 from didr_jax.rewards.scoring import pairs_in, score_folder
-from didr_jax.rewards.tac import judge_rewards, rankings_in, table
+from didr_jax.rewards.tac import agreements, rankings_in, score_rankings, table
 from didr_jax.training.evaluation import Evaluator
 from didr_jax.training.recipe import Recipe
+from didr_jax.training.reports import write_agreements
 from didr_jax.training.run import Products, Run
 from didr_jax.training.stages import Stage, game_stage
 from didr_jax.training.startup import is_first_process
@@ -46,6 +48,7 @@ PARTS = {
     "train": ("{network}", "vae", "text"),
     "eval": ("vae", "text"),
     "sample": ("vae", "text"),
+    "benchmark": ("vae", "text"),
     "export": (),
     "compile": (),
 }
@@ -60,18 +63,19 @@ class TextToImage(Recipe):
       planning: see `Task`.
     """
 
-    alone = ("score", "tac")
-    free = ("eval", "sample", "export", "score", "tac", *FREE)
+    free = ("eval", "sample", "benchmark", "export", "score", "tac", *FREE)
     remedies = advice.REMEDIES
     luxuries = advice.LUXURIES
 
     def __init__(self, config, make_backbone, planning: bool = False):
         self.config, self._make_backbone = config, make_backbone
         self.task = Task(config, make_backbone, planning)
+        self.alone = ("score", "tac", *(["benchmark"] if benchmark_models.alone(config.benchmark) else []))
         self.stages = {"align": self.align}
         self.modes = {
             "eval": functools.partial(report.evaluate, self.task),
             "sample": functools.partial(report.sample, self.task),
+            "benchmark": functools.partial(benchmark.benchmark, self.task),
             "export": functools.partial(export.export, self.task),
             "score": self.score,
             "tac": self.tac,
@@ -96,8 +100,14 @@ class TextToImage(Recipe):
                 raise InputError(f"--mode={mode} has no reward: set config.rewards.hps or another")
             for key in ("images", "prompts") if mode == "score" else ("rankings",):
                 _require_path(f"{mode}.{key}", config[mode][key])
+            if mode == "tac" and config.tac.fit and len(set(chosen(config.rewards)) - set(config.rewards.held_out)) < 2:
+                raise InputError("--fit weighs two or more rewards that are not in config.rewards.held_out; configure them")
             self._check_scoring(mode)
             return
+        if mode == "benchmark":
+            benchmark.check(config)
+            if config.benchmark.images:
+                return
         require_choice("data.encode", config.data.encode, ("cache", "in_loop"))
         if self.task.in_loop and mode == "compile" and not config.weights.base:
             raise InputError("config.data.encode=in_loop: the plan needs the text encoders' configs; give config.weights.base")
@@ -139,8 +149,11 @@ class TextToImage(Recipe):
             _require_path("data.prompts", config.data.prompts)
         if mode in ("sample", "eval"):
             report.first_prompts(self.task, config.sample.num if mode == "sample" else config.eval.num)
+        if mode in ("sample", "eval", "benchmark"):
             backbone.image.weights.check()
             backbone.encoder().weights.check()
+        for weights in benchmark_models.weights_of_model(self.task) if mode == "benchmark" else ():
+            weights.check()
 
     def _check_training(self) -> None:
         task, config, backbone = self.task, self.config, self.task.backbone
@@ -210,15 +223,21 @@ class TextToImage(Recipe):
             score_folder(section.images, section.prompts, models, out, batch_size=section.batch_size, outside=section.outside)
 
     def tac(self, _products: Products, run: Run) -> None:
-        """tac.json: how far every configured reward, and the mix, agrees with people's rankings."""
-        section = self.config.tac
-        assert self.task.mix is not None, "checked"
-        if is_first_process():
-            found = judge_rewards(
-                section.rankings, section.images, self.task.mix, limit=section.limit, batch_size=section.batch_size
-            )
-            print(table(found))
-            write_json(run.path("tac.json"), {name: dataclasses.asdict(each) for name, each in found.items()})
+        """tac.json: how far every configured reward, and the mix, agrees with people's rankings; tac_fit.json: with which weights
+        the mix would agree best."""
+        section, mix = self.config.tac, self.task.mix
+        assert mix is not None, "checked"
+        if not is_first_process():
+            return
+        score = lambda path: score_rankings(path, section.images, mix, limit=section.limit, batch_size=section.batch_size)
+        scored = score(section.rankings)
+        found = agreements(scored, score(section.validation) if section.validation else None)
+        print(table(found))
+        write_agreements(run.workdir, found)
+        if section.fit:
+            fit = fit_weights(scored, mix)
+            print("\n".join(fit.lines()))
+            write_json(run.path("tac_fit.json"), dataclasses.asdict(fit))
 
 
 def _require_path(key: str, value: str) -> None:

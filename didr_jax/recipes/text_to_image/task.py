@@ -169,12 +169,12 @@ class Task:
         name = self.base_of("generator")
         return {name: getattr(self.backbone, name).cast(self.config.network.frozen_dtype)}
 
-    def no_text(self) -> Weights:
-        """The text `[1, ...]` of guidance's unconditional branch."""
+    def no_text(self, table: PromptTable | None = None) -> Weights:
+        """The text `[1, ...]` of guidance's unconditional branch; `table`: where it is found, if not among the training's."""
 
         def fill(shapes, places):
             zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
-            return held(zeros if self.backbone.zero_text else self._empty()).load(places)
+            return held(zeros if self.backbone.zero_text else (table.empty if table else self._empty())).load(places)
 
         return Weights(self.backbone.text_shapes, fill)
 
