@@ -6,6 +6,7 @@ from didr_jax.estimators import Estimate
 from didr_jax.few_step import SOLVERS, FewStep
 from didr_jax.objectives import Settings
 from didr_jax.schedules import SCHEDULES, Schedule
+from didr_jax.tilts import Tilt
 from didr_jax.types import InputError
 
 
@@ -57,6 +58,17 @@ def estimate_of(section) -> Estimate:
     )
 
 
+def tilt_of(section) -> Tilt:
+    """The target of a config section, with its knobs."""
+    return Tilt(section.tilt, section.tilt_t0, section.tilt_anchor)
+
+
 def settings_of(section) -> Settings:
     """The objectives' knobs of a config section."""
-    return Settings(weighting=section.weighting, beta=section.beta, estimate=estimate_of(section), huber=section.huber)
+    return Settings(
+        weighting=section.weighting,
+        beta=section.beta,
+        estimate=estimate_of(section),
+        huber=section.huber,
+        tilt=tilt_of(section),
+    )

@@ -59,6 +59,9 @@ def game(steps: int, lr: float, batch_size: int = 64) -> ml_collections.ConfigDi
         ema=0.995,  # decay of the generator's moving average, which is what is evaluated [ours]
         # the reward's part
         beta=1.0,  # temperature of the tilt p_ref exp(r/beta), in units of the reward; small is strong
+        tilt="global",  # the target of didr: global (the paper's) | anchored | advantage | local (didr_jax.tilts) [ours]
+        tilt_t0=0.5,  # of the others: the time above which only the layout of an image is seen
+        tilt_anchor=10.0,  # of anchored: how many times more the generator is held to the reference there; 0: global
         # of the diffused reward score: a key of didr_jax.diffused_reward.ESTIMATORS, or
         estimator="conjugate",  # auto: drp, or covariance where the reward is a black box
         num_steps=1,  # K: denoiser evaluations per short denoising

@@ -32,6 +32,8 @@ With G come lengths, per sample, that tell what it is made of:
     pull         of the reward's part of G: ‖w'·(σ²/α)DRS‖ in (3), ‖∇r/β‖ in (4) and (6), ‖∇r‖ in (7)
     tilt         ‖x̂* − x̂_r‖ = ‖(σ²/α)DRS‖ in (3)
 
+Other targets than the paper's change what (3) makes of its gap, its tilt or its reward: `tilts`.
+
 `gap` and `tilt` are lengths in the space of x0.  `divergence` and `pull` are lengths of gradients, with the weight w'
 and 1/β in them, so that pull/divergence compares what the generator feels of either, and compares between
 objectives: it is what β is tuned by.  In (5) and (6) the divergence counts what averages out over ε, too.
@@ -48,6 +50,7 @@ from didr_jax.diffused_reward import diffused_reward_score, predict
 from didr_jax.diffusion import add_noise, per_sample, prediction_weight, signal_and_noise
 from didr_jax.estimators import Estimate
 from didr_jax.schedules import Schedule
+from didr_jax.tilts import TILTS, Tilt, scaled, seen_reward
 from didr_jax.types import Array, Denoiser, PRNGKey, Reward
 
 # x̂_r guided, from (x_t, t, x̂_c): the conditional prediction is computed once, by the caller
@@ -81,6 +84,7 @@ class Settings:
     beta: float = 1.0
     estimate: Estimate = Estimate()
     huber: float = 1e-3
+    tilt: Tilt = Tilt()
 
 
 # w'(x0, x̂_r, α, σ), constant with respect to everything
@@ -167,17 +171,18 @@ def didr(x0, noise, t, key, nets, settings):
         return di(x0, noise, t, key, nets, settings)
     x_t = add_noise(nets.schedule, x0, noise, t)
     x_c, pullback = predict(nets.reference, x_t, t, settings.estimate)
-    drs = diffused_reward_score(
-        nets.reward, nets.reference, nets.schedule, x_t, t,
-        beta=settings.beta, estimate=settings.estimate, key=key, x_hat=x_c, pullback=pullback,
-    )  # fmt: skip
+    how = {"beta": settings.beta, "estimate": settings.estimate, "key": key}
+    reward = seen_reward(nets.reward, nets.reference, nets.schedule, x0, tilt=settings.tilt, **how)
+    drs = diffused_reward_score(reward, nets.reference, nets.schedule, x_t, t, **how, x_hat=x_c, pullback=pullback)
     α, σ = signal_and_noise(nets.schedule, t, x0)
-    tilt = σ**2 / α * drs
+    kind = TILTS[settings.tilt.kind]
+    tilt = scaled(kind.pull, settings.tilt, t, σ**2 / α * drs)
     x_r = _guided(nets, x_t, t, x_c)
     gap = nets.ta(x_t, t) - x_r
+    held = scaled(kind.gap, settings.tilt, t, gap)
     weight = _weight(settings.weighting, nets, x0, x_r, t)
-    aux = {"gap": _norm(gap), "divergence": _norm(weight * gap), "pull": _norm(weight * tilt), "tilt": _norm(tilt)}
-    return weight * (gap - tilt), aux
+    aux = {"gap": _norm(gap), "divergence": _norm(weight * held), "pull": _norm(weight * tilt), "tilt": _norm(tilt)}
+    return weight * (held - tilt), aux
 
 
 def dipp(x0, noise, t, key, nets, settings):
