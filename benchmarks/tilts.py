@@ -36,7 +36,7 @@ RISE = 0.75  # of the reward, in its standard deviations under the reference
 # tilt, t0, anchor
 METHODS = {
     "`dipp`": None,
-    "`anchored`, t0=.5, a=10": ("anchored", 0.5, 10.0),
+    "`anchored`, t0=.5, a=2": ("anchored", 0.5, 2.0),
     "`local`, t0=.5": ("local", 0.5, 0.0),
     "`advantage`, t0=.35": ("advantage", 0.35, 0.0),
     "`global`": ("global", 1.0, 0.0),
@@ -145,7 +145,7 @@ def descended(problem, method):
     low, high = 0.0, 0.25 * (1 + 0.3 * anchor)
     while (law(high) * problem.r).sum() < RISE:  # each begins where the last has ended
         low, high = high, 2 * high
-        if high > 200:
+        if high > 40:
             return None
     for _ in range(6):
         middle = (low + high) / 2

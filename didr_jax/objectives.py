@@ -50,7 +50,7 @@ from didr_jax.diffused_reward import diffused_reward_score, predict
 from didr_jax.diffusion import add_noise, per_sample, prediction_weight, signal_and_noise
 from didr_jax.estimators import Estimate
 from didr_jax.schedules import Schedule
-from didr_jax.tilts import TILTS, Tilt, scaled, seen_reward
+from didr_jax.tilts import TILTS, Tilt, outer_estimate, scaled, seen_reward
 from didr_jax.types import Array, Denoiser, PRNGKey, Reward
 
 # x̂_r guided, from (x_t, t, x̂_c): the conditional prediction is computed once, by the caller
@@ -171,9 +171,14 @@ def didr(x0, noise, t, key, nets, settings):
         return di(x0, noise, t, key, nets, settings)
     x_t = add_noise(nets.schedule, x0, noise, t)
     x_c, pullback = predict(nets.reference, x_t, t, settings.estimate)
-    how = {"beta": settings.beta, "estimate": settings.estimate, "key": key}
-    reward = seen_reward(nets.reward, nets.reference, nets.schedule, x0, tilt=settings.tilt, **how)
-    drs = diffused_reward_score(reward, nets.reference, nets.schedule, x_t, t, **how, x_hat=x_c, pullback=pullback)
+    reward = seen_reward(
+        nets.reward, nets.reference, nets.schedule, x0,
+        tilt=settings.tilt, beta=settings.beta, estimate=settings.estimate, key=key,
+    )  # fmt: skip
+    drs = diffused_reward_score(
+        reward, nets.reference, nets.schedule, x_t, t, beta=settings.beta,
+        estimate=outer_estimate(settings.tilt, settings.estimate), key=key, x_hat=x_c, pullback=pullback, x0=x0,
+    )  # fmt: skip
     α, σ = signal_and_noise(nets.schedule, t, x0)
     kind = TILTS[settings.tilt.kind]
     tilt = scaled(kind.pull, settings.tilt, t, σ**2 / α * drs)

@@ -112,6 +112,12 @@ def check_estimate(tilt: Tilt, estimate: Estimate) -> None:
         )
 
 
+def outer_estimate(tilt: Tilt, estimate: Estimate) -> Estimate:
+    """How DRS is estimated of what `seen_reward` returns: without the guard, which judges by the values of ℓ, where only
+    the gradient is that of the target."""
+    return dataclasses.replace(estimate, guard=False) if TILTS[tilt.kind].baseline and tilt.t0 < 1 else estimate
+
+
 def seen_reward(
     reward: Reward,
     denoiser: Denoiser,
