@@ -4,7 +4,7 @@ from didr_jax.checks import require, require_choice
 from didr_jax.diffused_reward import resolve
 from didr_jax.estimators import Estimate
 from didr_jax.few_step import SOLVERS, FewStep
-from didr_jax.objectives import Settings
+from didr_jax.objectives import OBJECTIVES, Settings
 from didr_jax.schedules import SCHEDULES, Schedule
 from didr_jax.tilts import Tilt
 from didr_jax.types import InputError
@@ -55,6 +55,7 @@ def estimate_of(section) -> Estimate:
         stochasticity=section.stochasticity,
         trust_radius=section.trust_radius,
         max_shift=section.max_shift or None,
+        guard=section.guard,
     )
 
 
@@ -64,9 +65,9 @@ def tilt_of(section) -> Tilt:
 
 
 def settings_of(section) -> Settings:
-    """The objectives' knobs of a config section."""
+    """The objectives' knobs of a config section; `weighting="auto"` is the objective's own."""
     return Settings(
-        weighting=section.weighting,
+        weighting=OBJECTIVES[section.objective].weighting if section.weighting == "auto" else section.weighting,
         beta=section.beta,
         estimate=estimate_of(section),
         huber=section.huber,

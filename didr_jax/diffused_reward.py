@@ -77,8 +77,8 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def resolve(name: str, differentiable: bool = True) -> str:
-    """An estimator's name, "auto" being the paper's `drp`, or `covariance` for a reward without a gradient."""
-    return name if name != "auto" else "drp" if differentiable else "covariance"
+    """An estimator's name: the one place that says what "auto" is, on the evidence of docs/estimators.md."""
+    return name if name != "auto" else "conjugate" if differentiable else "covariance"
 
 
 def estimator_of(estimate: Estimate) -> Estimator:

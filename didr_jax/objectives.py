@@ -257,19 +257,21 @@ class Objective(NamedTuple):
       needs_reward: without a reward it is another objective, or none: not to be configured without one.
       differentiates_reward: it takes ∇_{x0} r itself, so that a black box will not do.
       estimates: it asks `settings.estimate` for the diffused reward score, which may or may not take ∇_{x0} r.
+      weighting: its w' where a config leaves the choice to it: that of its publication, or DMD2's [ours].
     """
 
     gradient: Gradient
     needs_reward: bool = False
     differentiates_reward: bool = False
     estimates: bool = False
+    weighting: str = "dmd2"
 
     def __call__(self, x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Bound, settings: Settings) -> tuple[Array, dict]:
         return self.gradient(x0, noise, t, key, nets, settings)
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "di": Objective(di),
+    "di": Objective(di, weighting="x0"),
     "dmd2": Objective(dmd2),
     "didr": Objective(didr, needs_reward=True, estimates=True),
     "dipp": Objective(dipp, needs_reward=True, differentiates_reward=True),
@@ -300,7 +302,7 @@ def denoising_loss(denoiser: Denoiser, schedule: Schedule, x0: Array, noise: Arr
       t: times `[b]`, with σ(t) > 0.
       weighting: the prediction in whose units the error is measured (a key of
         `diffusion.PREDICTIONS`): "eps" for the ε-loss of SDXL, "velocity" for flow networks, "v" is EDM's
-        weighting for data of unit variance, "x0" is none.
+        weighting for data of unit variance where α² + σ² = 1 (and only there), "x0" is none.
 
     Returns:
       mean over the sample's entries of ‖p̂ − p‖², p the prediction named by `weighting`.

@@ -167,7 +167,7 @@ def seen_reward(
     def advantage(x0):
         here = jax.lax.stop_gradient(x0)
         x_t0 = add_noise(schedule, here, noise, t0)
-        drs = diffused_reward_score(reward, denoiser, schedule, x_t0, t0, beta=beta, estimate=estimate)
+        drs = diffused_reward_score(reward, denoiser, schedule, x_t0, t0, beta=beta, estimate=estimate, x0=here)
         return reward(x0) - inner(jax.lax.stop_gradient(beta * α0 * drs), x0 - here)
 
     return advantage

@@ -104,8 +104,10 @@ def test_advantage_tends_to_transport_as_t0_falls():
     np.testing.assert_allclose(found, -0.9 / BETA * curvature, rtol=0.06)
 
 
-def test_a_reward_with_a_baseline_keeps_its_value():
-    seen = seen_reward(LINEAR, LAW.denoiser(SCHEDULE), SCHEDULE, X0, tilt=Tilt("advantage"), beta=BETA, estimate=EXACT, key=KEY)
+@pytest.mark.parametrize("estimator", ["drp", "shifted", "own", "implicit"])
+def test_a_reward_with_a_baseline_keeps_its_value(estimator):
+    how = Estimate(estimator, max_shift=None)
+    seen = seen_reward(LINEAR, LAW.denoiser(SCHEDULE), SCHEDULE, X0, tilt=Tilt("advantage"), beta=BETA, estimate=how, key=KEY)
     np.testing.assert_array_equal(seen(X0), LINEAR(X0))
 
 

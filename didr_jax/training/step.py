@@ -45,6 +45,7 @@ class Networks:
       event_shape: shape of one sample x0.
       reference: `(frozen, x_t, t, c) -> x̂0`, the frozen diffusion, conditional.
       ta: `(params, frozen, x_t, t, c) -> x̂0`.
+      ta_in_loss: the same as the generator's loss shall ask it, in another precision; None: `ta`.
       generator: `(params, frozen, z, c, i) -> x0`, from unit noise z `[b, *noise_shape]`: the outcome of step i.
       reward: `(frozen, x0, c) -> r [b]`, or None.
       terms: `(frozen, x0, c) -> {name: [b]}`, what the log says of the reward, `reward` among it: means over the samples
@@ -62,6 +63,7 @@ class Networks:
     terms: Callable[[PyTree, Array, Any], dict[str, Array]] | None = None
     unconditional: Callable[[PyTree, Any], Any] | None = None
     few_step: FewStep | None = None
+    ta_in_loss: Callable[[PyTree, PyTree, Array, Array, Any], Array] | None = None
 
     @property
     def num_steps(self) -> int:
@@ -231,7 +233,8 @@ def make_game_step(
             guided = lambda x_t, t, x_c: guide(x_c, networks.reference(frozen, x_t, t, no_c), guidance)
         score = networks.reward
         reward = None if score is None else (lambda x0: score(frozen, x0, c))
-        return Bound(schedule, lambda x_t, t: networks.ta(ta, frozen, x_t, t, c), reference, guided, reward)
+        ask = networks.ta_in_loss or networks.ta
+        return Bound(schedule, lambda x_t, t: ask(ta, frozen, x_t, t, c), reference, guided, reward)
 
     def finished(params, frozen, z, c, i, x0):
         """The sample that all steps make of z, of which x0 is the outcome of step i: what a reward is logged of."""

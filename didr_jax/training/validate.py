@@ -65,7 +65,7 @@ def _validate_optimizer(where: str, section) -> None:
 def _validate_game(name: str, stage, schedule: Schedule) -> None:
     require_choice(f"{name}.objective", stage.objective, OBJECTIVES)
     require_choice(f"{name}.estimator", stage.estimator, ("auto", *ESTIMATORS))
-    require_choice(f"{name}.weighting", stage.weighting, WEIGHTINGS)
+    require_choice(f"{name}.weighting", stage.weighting, ("auto", *WEIGHTINGS))
     require_choice(f"{name}.ta_weighting", stage.ta_weighting, PREDICTIONS)
     require(stage.beta > 0, f"{name}.beta", stage.beta, "the temperature of the tilt must be positive")
     require(stage.max_shift >= 0, f"{name}.max_shift", stage.max_shift, "must not be negative; 0 means no limit")

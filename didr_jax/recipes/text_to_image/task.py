@@ -12,6 +12,7 @@ weights there is one base for all three: the reference is the base with no adapt
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,10 +65,10 @@ class Task:
 
     # -------------------------------------------------------------------------------- functions
 
-    def predict(self, params: PyTree, adapter: PyTree | None, x_t: Array, t: Array, c: PyTree) -> Array:
-        """x̂0 of the network with the given parameters and adapter."""
+    def predict(self, params: PyTree, adapter: PyTree | None, x_t: Array, t: Array, c: PyTree, dtype: Any = None) -> Array:
+        """x̂0 of the network with the given parameters and adapter, computed in `network.dtype` or another one."""
         b, alpha = self.backbone, self.config.lora.alpha
-        prediction = lora.applied(b.network, alpha)(params, adapter, x_t, t, c["text"])
+        prediction = lora.applied(b.network, alpha)(params, adapter, x_t, t, c["text"], dtype)
         return to_x0(b.prediction, prediction, x_t, t, b.schedule)
 
     def base_of(self, who: str) -> str:
@@ -112,11 +113,13 @@ class Task:
             return c | {"text": jax.tree.map(spread, frozen["no_text"], c["text"])}
 
         rewarded = self.mix is not None
+        ta = lambda dtype: lambda p, frozen, x_t, t, c: self.predict(*self.pair("ta", frozen, p), x_t, t, c, dtype)
         return Networks(
             schedule=self.backbone.schedule,
             event_shape=self.backbone.event_shape,
             reference=lambda frozen, x_t, t, c: self.predict(frozen["base"], None, x_t, t, c),
-            ta=lambda p, frozen, x_t, t, c: self.predict(*self.pair("ta", frozen, p), x_t, t, c),
+            ta=ta(None),
+            ta_in_loss=ta(jnp.float32) if self.config.align.ta_float32 else None,
             generator=lambda p, frozen, z, c, i: self.generate_to_train(*self.pair("generator", frozen, p), z, c, i),
             reward=(lambda frozen, x0, c: self.score(frozen, x0, c).total) if rewarded else None,
             terms=self.terms if rewarded else None,
