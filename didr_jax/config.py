@@ -62,7 +62,7 @@ def game(steps: int, lr: float, batch_size: int = 64) -> ml_collections.ConfigDi
         beta=1.0,  # temperature of the tilt p_ref exp(r/beta), in units of the reward; small is strong
         tilt="global",  # the target of didr: global (the paper's) | anchored | advantage | local (didr_jax.tilts) [ours]
         tilt_t0=0.5,  # of the others: the time above which only the layout of an image is seen
-        tilt_anchor=10.0,  # of anchored: how many times more the generator is held to the reference there; 0: global
+        tilt_anchor=2.0,  # of anchored: how many times more the generator is held to the reference there; 0: global
         # of the diffused reward score: a key of didr_jax.diffused_reward.ESTIMATORS, or
         estimator="auto",  # auto: conjugate, or covariance where the reward is a black box (diffused_reward.resolve)
         num_steps=1,  # K: denoiser evaluations per short denoising

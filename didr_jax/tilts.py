@@ -67,7 +67,7 @@ class Tilt:
 
     kind: str = "global"
     t0: float = 0.5
-    anchor: float = 10.0
+    anchor: float = 2.0
 
     def __post_init__(self):
         if self.kind not in TILTS:
