@@ -154,7 +154,7 @@ def seen_reward(
     >>> normal = lambda x_t, t: per_sample(flow.alpha(t) / (flow.alpha(t) ** 2 + flow.sigma(t) ** 2), x_t) * x_t
     >>> seen = seen_reward(lambda x0: x0[:, 0], normal, flow, jnp.zeros((1, 1)), tilt=Tilt("advantage", t0=0.5), beta=1.0,
     ...                    estimate=Estimate("shifted", max_shift=None), key=jax.random.key(0))
-    >>> print(jax.grad(lambda x0: seen(x0).sum())(jnp.array([[0.3]])))
+    >>> print(jax.grad(lambda x0: seen(x0).sum())(jnp.array([[0.3]])).round(3))
     [[0.5]]
     """
     check_estimate(tilt, estimate)
