@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.pretrain = fit(steps=2000, lr=1e-3, batch_size=512)
 
     config.distill = game(steps=1500, lr=3e-4, batch_size=256)
-    config.distill.objective = "di"
+    config.distill.objective = "dmd2"
     config.align = game(steps=1500, lr=2e-4, batch_size=256)
     config.align.max_shift = 0.0  # the reference is exact everywhere
     for stage in (config.distill, config.align):

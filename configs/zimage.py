@@ -37,7 +37,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.align.guidance = 5.0  # ZImagePipeline's guidance_scale is 4 for the same thing
     config.align.ta_weighting = "velocity"
     config.align.ta_t_max = 1.0
-    config.align.estimator = "auto"
     config.align.beta = 0.1  # in units of the mix: bring the logged pull_to_divergence to 0.1-1
     for part in (config.align.generator_optimizer, config.align.ta_optimizer):
         part.warmup = 100

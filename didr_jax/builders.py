@@ -4,8 +4,9 @@ from didr_jax.checks import require, require_choice
 from didr_jax.diffused_reward import resolve
 from didr_jax.estimators import Estimate
 from didr_jax.few_step import SOLVERS, FewStep
-from didr_jax.objectives import Settings
+from didr_jax.objectives import OBJECTIVES, Settings
 from didr_jax.schedules import SCHEDULES, Schedule
+from didr_jax.tilts import Tilt
 from didr_jax.types import InputError
 
 
@@ -54,9 +55,21 @@ def estimate_of(section) -> Estimate:
         stochasticity=section.stochasticity,
         trust_radius=section.trust_radius,
         max_shift=section.max_shift or None,
+        guard=section.guard,
     )
 
 
+def tilt_of(section) -> Tilt:
+    """The target of a config section, with its knobs."""
+    return Tilt(section.tilt, section.tilt_t0, section.tilt_anchor)
+
+
 def settings_of(section) -> Settings:
-    """The objectives' knobs of a config section."""
-    return Settings(weighting=section.weighting, beta=section.beta, estimate=estimate_of(section), huber=section.huber)
+    """The objectives' knobs of a config section; `weighting="auto"` is the objective's own."""
+    return Settings(
+        weighting=OBJECTIVES[section.objective].weighting if section.weighting == "auto" else section.weighting,
+        beta=section.beta,
+        estimate=estimate_of(section),
+        huber=section.huber,
+        tilt=tilt_of(section),
+    )

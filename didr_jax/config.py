@@ -51,22 +51,26 @@ def game(steps: int, lr: float, batch_size: int = 64) -> ml_collections.ConfigDi
         micro_batches=1,  # parts of the batch whose gradients are accumulated one after the other
         ta_updates=5,  # TA updates before each generator update (DMD2)
         guidance=1.0,  # classifier-free guidance scale w on the reference; 1 turns it off
-        weighting="dmd2",  # w' of the score gap: dmd2 | x0 | ikl
+        weighting="auto",  # w' of the score gap: dmd2 | x0 | ikl; auto: x0 for di, as published, dmd2 for the others
         generator_t_min=0.02,  # range of the diffusion time in the generator's update (DMD2)
         generator_t_max=0.98,  # its end
         ta_t_min=0.001,  # range of the diffusion time in the TA's update
         ta_t_max=0.999,  # its end
+        ta_float32=False,  # evaluate the TA in float32 in the generator's loss, as DMD2's code does, where networks compute in less
         ta_weighting="v",  # prediction in whose units the TA's loss is measured: eps | v | velocity | x0
         ema=0.995,  # decay of the generator's moving average, which is what is evaluated [ours]
         # the reward's part
         beta=1.0,  # temperature of the tilt p_ref exp(r/beta), in units of the reward; small is strong
-        # of the diffused reward score: a key of didr_jax.diffused_reward.ESTIMATORS, or auto: drp, and covariance where the
-        # reward is a black box
-        estimator="conjugate",
+        tilt="global",  # the target of didr: global (the paper's) | anchored | advantage | local (didr_jax.tilts) [ours]
+        tilt_t0=0.5,  # of the others: the time above which only the layout of an image is seen
+        tilt_anchor=2.0,  # of anchored: how many times more the generator is held to the reference there; 0: global
+        # of the diffused reward score: a key of didr_jax.diffused_reward.ESTIMATORS, or
+        estimator="auto",  # auto: conjugate, or covariance where the reward is a black box (diffused_reward.resolve)
         num_steps=1,  # K: denoiser evaluations per short denoising
         num_samples=1,  # N: short denoisings per estimate, for the estimators that sample
         stochasticity=1.0,  # eta of their denoising: 0 deterministic, 1 ancestral
         trust_radius=config_dict.placeholder(float),  # largest L2 norm of the tilt per sample, in x0 units; None: no limit
+        guard=True,  # whether conjugate (K = 1) and own are shortened where the reward does not make their claim good
         max_shift=2.0,  # how far `shifted` and `conjugate` may move the reference's input, in noise norms; 0: no limit
         huber=1e-3,  # c of the pseudo-Huber distance of sim and distar, in x0 units
         generator_optimizer=optimizer(lr),

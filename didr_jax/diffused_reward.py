@@ -29,7 +29,8 @@ class Estimator(NamedTuple):
     """An estimator and what it asks of its caller.
 
     `stochastic(K)` says whether it draws random numbers; `evaluations(K, N)` counts the denoiser's
-    forward and backward passes per sample, x̂ included.
+    forward and backward passes per sample, x̂ included; `rewards(K, N)` those of the reward: gradients, a forward and a
+    backward pass each, and forward passes alone.
     """
 
     answer: Callable[[Query], Array]
@@ -37,6 +38,7 @@ class Estimator(NamedTuple):
     differentiates_denoiser: bool
     stochastic: Callable[[int], bool]
     evaluations: Callable[[int, int], tuple[int, int]]
+    rewards: Callable[[int, int], tuple[int, int]]
 
 
 def _never(k: int) -> bool:
@@ -52,20 +54,31 @@ def _with_samples(k: int) -> bool:
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    "drp": Estimator(estimators.drp, True, True, _never, lambda k, n: (k, k)),
-    "drp_mc": Estimator(estimators.drp_mc, True, True, _always, lambda k, n: (1 + n * (k - 1), 1 + n * (k - 1))),
-    "stein": Estimator(estimators.stein, True, True, _always, lambda k, n: (1 + n * (k - 1), 1)),
-    "implicit": Estimator(estimators.implicit, True, True, _never, lambda k, n: (1, estimators.IMPLICIT_PULLBACKS)),
-    "covariance": Estimator(estimators.covariance, False, False, _always, lambda k, n: (1 + n * (k - 1), 0)),
-    "covariance_cv": Estimator(estimators.covariance_cv, True, True, _always, lambda k, n: (1 + n * (k - 1), 1)),
-    "shifted": Estimator(conjugate.shifted, True, False, _never, lambda k, n: (2, 0)),
-    "conjugate": Estimator(conjugate.conjugate, True, False, _with_samples, lambda k, n: (3 + n * (k - 1), 0)),
-}
+    "drp": Estimator(estimators.drp, True, True, _never, lambda k, n: (k, k), lambda k, n: (1, 0)),
+    "drp_mc": Estimator(
+        estimators.drp_mc, True, True, _always, lambda k, n: (1 + n * (k - 1), 1 + n * (k - 1)), lambda k, n: (n, 0)
+    ),
+    "stein": Estimator(estimators.stein, True, True, _always, lambda k, n: (1 + n * (k - 1), 1), lambda k, n: (n, n)),
+    "implicit": Estimator(
+        estimators.implicit, True, True, _never,
+        lambda k, n: (1, estimators.IMPLICIT_PULLBACKS), lambda k, n: (1 + estimators.IMPLICIT_PULLBACKS, 0),
+    ),
+    "covariance": Estimator(estimators.covariance, False, False, _always, lambda k, n: (1 + n * (k - 1), 0), lambda k, n: (0, n)),
+    "covariance_cv": Estimator(
+        estimators.covariance_cv, True, True, _always, lambda k, n: (1 + n * (k - 1), 1), lambda k, n: (1, n)
+    ),
+    "shifted": Estimator(conjugate.shifted, True, False, _never, lambda k, n: (2, 0), lambda k, n: (1, 0)),
+    "own": Estimator(conjugate.own, True, False, _never, lambda k, n: (2, 0), lambda k, n: (2, 1)),
+    "conjugate": Estimator(
+        conjugate.conjugate, True, False, _with_samples,
+        lambda k, n: (3 + (n * (k - 1) if n > 1 else 0), 0), lambda k, n: (4, 0) if k == 1 else (3, n if n > 1 else 0),
+    ),
+}  # fmt: skip
 
 
 def resolve(name: str, differentiable: bool = True) -> str:
-    """An estimator's name, "auto" being the paper's `drp`, or `covariance` for a reward without a gradient."""
-    return name if name != "auto" else "drp" if differentiable else "covariance"
+    """An estimator's name: the one place that says what "auto" is, on the evidence of docs/estimators.md."""
+    return name if name != "auto" else "conjugate" if differentiable else "covariance"
 
 
 def estimator_of(estimate: Estimate) -> Estimator:
@@ -99,6 +112,7 @@ def diffused_reward_score(
     key: PRNGKey | None = None,
     x_hat: Array | None = None,
     pullback: Callable[[Array], Array] | None = None,
+    x0: Array | None = None,
 ) -> Array:
     """DRS(x_t, t) = ∇_{x_t} log E_ref[exp(r(x0)/β) | x_t], equation (1).
 
@@ -111,12 +125,13 @@ def diffused_reward_score(
       estimate: the estimator and its knobs.
       key: randomness of a stochastic estimator, one key or `[b]`, one for each row.
       x_hat, pullback: what `predict` answers at (x_t, t), if the caller has asked it.
+      x0: the sample that x_t was made of, which `own` asks for.
 
     Returns:
       DRS, of the shape of `x_t`.
 
     Raises:
-      ValueError: unknown estimator, β ≤ 0, a missing key, or a reward that does not return one number per sample.
+      ValueError: unknown estimator, β ≤ 0, a missing key or x0, or a reward that does not return one number per sample.
 
     Data at ±1 has the posterior mean tanh(α x_t/σ²), and tanh(α x_t/σ² + 1/β) if tilted by r(x0) = x0.  `conjugate`
     says by how much they differ; the paper's proxy claims more than the data's hull allows:
@@ -145,7 +160,7 @@ def diffused_reward_score(
 
     if x_hat is None or (chosen.differentiates_denoiser and pullback is None):
         x_hat, pullback = predict(denoiser, x_t, t, estimate)
-    drs = chosen.answer(Query(tilt_exponent, denoiser, schedule, x_t, t, x_hat, pullback, estimate, key))
+    drs = chosen.answer(Query(tilt_exponent, denoiser, schedule, x_t, t, x_hat, pullback, estimate, key, x0))
     return drs if estimate.trust_radius is None else clip_tilt(drs, schedule, t, estimate.trust_radius)
 
 

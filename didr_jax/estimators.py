@@ -44,13 +44,15 @@ class Estimate:
 
     Attributes:
       estimator: a key of `diffused_reward.ESTIMATORS`, which looks it up.
-      num_steps: K ≥ 1 denoiser evaluations per short denoising.  `shifted` and `implicit` make none;
-        `conjugate` makes none at K = 1 and corrects itself by N of them at K > 1.
+      num_steps: K ≥ 1 denoiser evaluations per short denoising.  `shifted`, `own` and `implicit` make none;
+        `conjugate` makes none at K = 1 and bridges N of them at K > 1.
       num_samples: N ≥ 1 short denoisings; used by the stochastic estimators.
       stochasticity: η in [0, 1] of their denoising (`sampling` equation 2).
       trust_radius: the largest ‖(σ²/α)·DRS‖₂ per sample, in units of x0; None leaves DRS as it is.
         A tilt cannot move a posterior mean out of the data's hull (`diffused_reward` equation 2).
-      max_shift: how far `shifted` and `conjugate` may move the denoiser's input, in units of the noise's
+      guard: whether `own`, and `conjugate` at K = 1, believe their fit only as far as the reward makes it good
+        (`conjugate` equation 7).
+      max_shift: how far `shifted`, `own` and `conjugate` may move the denoiser's input, in units of the noise's
         norm σ√d; None for any distance, right only where the denoiser is exact everywhere.
       remat, unroll: of the short denoising, see `sampling.denoise`.
 
@@ -64,6 +66,7 @@ class Estimate:
     stochasticity: float = 1.0
     trust_radius: float | None = None
     max_shift: float | None = 2.0
+    guard: bool = True
     remat: bool = True
     unroll: bool = False
 
@@ -79,13 +82,17 @@ class Estimate:
             if not kept:
                 raise ValueError(f"{knob} = {getattr(self, knob)!r}: {rule}")
 
+    def with_samples(self, num: int) -> "Estimate":
+        """The same with N = num."""
+        return dataclasses.replace(self, num_samples=num)
+
 
 class Query(NamedTuple):
     """One question to an estimator: what is DRS at (x_t, t)?
 
     `tilt_exponent` is ℓ = r/β; `x_hat` and `pullback` are the denoiser's value at (x_t, t) and its
     vector-Jacobian product Jᵀ(·) (None for estimators that do not ask for it); `denoiser` answers
-    elsewhere; `estimate` holds the knobs, and `key` the randomness.
+    elsewhere; `estimate` holds the knobs, `key` the randomness, and `x0` the sample that x_t was made of, if known.
     """
 
     tilt_exponent: Callable[[Array], Array]
@@ -97,6 +104,18 @@ class Query(NamedTuple):
     pullback: Callable[[Array], Array] | None
     estimate: Estimate
     key: PRNGKey | None
+    x0: Array | None = None
+
+
+def exponent_and_gradient(query: Query, x0: Array) -> tuple[Array, Array]:
+    """ℓ `[b]` and ∇ℓ `[b, ...]`."""
+
+    def total(x):
+        exponent = query.tilt_exponent(x)
+        return jnp.sum(exponent), exponent
+
+    gradient, exponent = jax.grad(total, has_aux=True)(x0)
+    return exponent, gradient
 
 
 def exponent_gradient(query: Query, x0: Array) -> Array:

@@ -32,6 +32,8 @@ With G come lengths, per sample, that tell what it is made of:
     pull         of the reward's part of G: ‖w'·(σ²/α)DRS‖ in (3), ‖∇r/β‖ in (4) and (6), ‖∇r‖ in (7)
     tilt         ‖x̂* − x̂_r‖ = ‖(σ²/α)DRS‖ in (3)
 
+Other targets than the paper's change what (3) makes of its gap, its tilt or its reward: `tilts`.
+
 `gap` and `tilt` are lengths in the space of x0.  `divergence` and `pull` are lengths of gradients, with the weight w'
 and 1/β in them, so that pull/divergence compares what the generator feels of either, and compares between
 objectives: it is what β is tuned by.  In (5) and (6) the divergence counts what averages out over ε, too.
@@ -48,6 +50,7 @@ from didr_jax.diffused_reward import diffused_reward_score, predict
 from didr_jax.diffusion import add_noise, per_sample, prediction_weight, signal_and_noise
 from didr_jax.estimators import Estimate
 from didr_jax.schedules import Schedule
+from didr_jax.tilts import TILTS, Tilt, outer_estimate, scaled, seen_reward
 from didr_jax.types import Array, Denoiser, PRNGKey, Reward
 
 # x̂_r guided, from (x_t, t, x̂_c): the conditional prediction is computed once, by the caller
@@ -81,6 +84,7 @@ class Settings:
     beta: float = 1.0
     estimate: Estimate = Estimate()
     huber: float = 1e-3
+    tilt: Tilt = Tilt()
 
 
 # w'(x0, x̂_r, α, σ), constant with respect to everything
@@ -167,17 +171,23 @@ def didr(x0, noise, t, key, nets, settings):
         return di(x0, noise, t, key, nets, settings)
     x_t = add_noise(nets.schedule, x0, noise, t)
     x_c, pullback = predict(nets.reference, x_t, t, settings.estimate)
+    reward = seen_reward(
+        nets.reward, nets.reference, nets.schedule, x0,
+        tilt=settings.tilt, beta=settings.beta, estimate=settings.estimate, key=key,
+    )  # fmt: skip
     drs = diffused_reward_score(
-        nets.reward, nets.reference, nets.schedule, x_t, t,
-        beta=settings.beta, estimate=settings.estimate, key=key, x_hat=x_c, pullback=pullback,
+        reward, nets.reference, nets.schedule, x_t, t, beta=settings.beta,
+        estimate=outer_estimate(settings.tilt, settings.estimate), key=key, x_hat=x_c, pullback=pullback, x0=x0,
     )  # fmt: skip
     α, σ = signal_and_noise(nets.schedule, t, x0)
-    tilt = σ**2 / α * drs
+    kind = TILTS[settings.tilt.kind]
+    tilt = scaled(kind.pull, settings.tilt, t, σ**2 / α * drs)
     x_r = _guided(nets, x_t, t, x_c)
     gap = nets.ta(x_t, t) - x_r
+    held = scaled(kind.gap, settings.tilt, t, gap)
     weight = _weight(settings.weighting, nets, x0, x_r, t)
-    aux = {"gap": _norm(gap), "divergence": _norm(weight * gap), "pull": _norm(weight * tilt), "tilt": _norm(tilt)}
-    return weight * (gap - tilt), aux
+    aux = {"gap": _norm(gap), "divergence": _norm(weight * held), "pull": _norm(weight * tilt), "tilt": _norm(tilt)}
+    return weight * (held - tilt), aux
 
 
 def dipp(x0, noise, t, key, nets, settings):
@@ -247,19 +257,21 @@ class Objective(NamedTuple):
       needs_reward: without a reward it is another objective, or none: not to be configured without one.
       differentiates_reward: it takes ∇_{x0} r itself, so that a black box will not do.
       estimates: it asks `settings.estimate` for the diffused reward score, which may or may not take ∇_{x0} r.
+      weighting: its w' where a config leaves the choice to it: that of its publication, or DMD2's [ours].
     """
 
     gradient: Gradient
     needs_reward: bool = False
     differentiates_reward: bool = False
     estimates: bool = False
+    weighting: str = "dmd2"
 
     def __call__(self, x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Bound, settings: Settings) -> tuple[Array, dict]:
         return self.gradient(x0, noise, t, key, nets, settings)
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "di": Objective(di),
+    "di": Objective(di, weighting="x0"),
     "dmd2": Objective(dmd2),
     "didr": Objective(didr, needs_reward=True, estimates=True),
     "dipp": Objective(dipp, needs_reward=True, differentiates_reward=True),
@@ -290,7 +302,7 @@ def denoising_loss(denoiser: Denoiser, schedule: Schedule, x0: Array, noise: Arr
       t: times `[b]`, with σ(t) > 0.
       weighting: the prediction in whose units the error is measured (a key of
         `diffusion.PREDICTIONS`): "eps" for the ε-loss of SDXL, "velocity" for flow networks, "v" is EDM's
-        weighting for data of unit variance, "x0" is none.
+        weighting for data of unit variance where α² + σ² = 1 (and only there), "x0" is none.
 
     Returns:
       mean over the sample's entries of ‖p̂ − p‖², p the prediction named by `weighting`.

@@ -66,6 +66,7 @@ FULL = jnp.array([[1.0, 0.4, -0.2], [0.4, 0.7, 0.1], [-0.2, 0.1, 0.5]])
 DIAGONAL = jnp.diag(jnp.array([0.3, 1.0, 2.0]))
 NONE, ROUND, SKEW = jnp.zeros((3, 3)), 0.6 * jnp.eye(3), jnp.array([[0.9, 0.2, 0.0], [0.2, 0.3, 0.1], [0.0, 0.1, 0.0]])
 EXACT = [("drp", NONE), ("drp_mc", NONE), ("stein", NONE), ("implicit", NONE), ("shifted", NONE), ("conjugate", NONE)]
+EXACT += [("own", NONE)]
 EXACT += [("implicit", ROUND), ("implicit", SKEW), ("conjugate", ROUND), ("conjugate", -0.05 * jnp.eye(3))]
 
 
@@ -76,8 +77,9 @@ def test_exact_for_a_gaussian_reference(name, curvature, covariance, schedule):
     t = jnp.array([0.1, 0.3, 0.5, 0.7])
     x_t = jax.random.normal(KEY, (4, 3))
     drs = diffused_reward_score(
-        problem.reward, problem.denoiser, problem.schedule, x_t, t, beta=1.0, estimate=Estimate(name, max_shift=None), key=KEY
-    )
+        problem.reward, problem.denoiser, problem.schedule, x_t, t, beta=1.0, estimate=Estimate(name, max_shift=None), key=KEY,
+        x0=x_t,
+    )  # fmt: skip
     exact = problem.exact(x_t, t)
     np.testing.assert_allclose(drs, exact, atol=1e-4 * np.abs(exact).max())
 
@@ -197,6 +199,27 @@ def test_non_quadratic_reward_against_quadrature(name, bound):
     assert relative_error(drs, jnp.asarray(truth)) < bound
 
 
+def oscillating(x):
+    """A reward of which a slope at one point tells nothing of a wide posterior."""
+    return jnp.sin(6 * x[..., 0]) + jnp.sin(5 * x[..., 1])
+
+
+def test_a_claim_that_the_reward_does_not_make_good_is_shortened():
+    """Equation (7) of `conjugate` at K = 1; and at K > 1 the bridge is nearer to the truth than nothing."""
+    schedule, beta = SCHEDULES["cosine"], 1.0
+    x_t, t = mixture_points(schedule)
+    truth = exact_for(oscillating, schedule, x_t, t, beta)
+    ask = lambda **knobs: relative_error(
+        diffused_reward_score(
+            oscillating, MIXTURE.denoiser(schedule), schedule, x_t, t, beta=beta, key=KEY,
+            estimate=Estimate("conjugate", max_shift=None, **knobs),
+        ), truth,
+    )  # fmt: skip
+    unguarded, guarded, bridged = ask(guard=False), ask(), ask(num_steps=4, num_samples=64)
+    assert guarded < 1.0 and guarded < 0.5 * unguarded
+    assert bridged < 0.8
+
+
 @pytest.mark.parametrize("name", ["conjugate", "covariance", "covariance_cv", "stein"])
 def test_compiled_equals_eager_with_many_samples(name):
     """At this size jaxlib 0.10.2 miscompiled sums of products for the CPU (jax issue 39103)."""
@@ -224,6 +247,7 @@ def ask_mixture(estimator="drp", reward=QuadraticReward(SLOPE, 0.18, CENTER), de
     options = {"beta": 1.0, "key": KEY, "estimator": estimator, "num_samples": 3} | options
     estimate = Estimate(**{knob: options.pop(knob) for knob in KNOBS & set(options)})
     denoiser = denoiser or MIXTURE.denoiser(schedule)
+    options = {"x0": x_t} | options
     return diffused_reward_score(reward, denoiser, schedule, x_t, t, estimate=estimate, **options)
 
 
@@ -246,6 +270,15 @@ def test_evaluations_are_counted_right_and_the_callers_prediction_is_used(name, 
         assert len(calls) == forwards - 1
         alone = ask_mixture(name, num_steps=num_steps, num_samples=1, remat=False)
     np.testing.assert_allclose(shared, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_evaluations_of_the_reward_are_counted_right(name, num_steps):
+    calls, known = [], QuadraticReward(SLOPE, 0.18, CENTER)
+    with jax.disable_jit():
+        ask_mixture(name, reward=lambda x: (calls.append(1), known(x))[1], num_steps=num_steps, num_samples=1, remat=False)
+    assert len(calls) == sum(ESTIMATORS[name].rewards(num_steps, 1))
 
 
 @pytest.mark.parametrize("name", [n for n, e in ESTIMATORS.items() if not e.differentiates_denoiser])

@@ -184,7 +184,7 @@ def watch_tilt(recipe: Mixture, objective: Objective) -> Objective:
         x_t = add_noise(schedule, x0, noise, t)
         exact = closed_form.exact_diffused_reward_score(reference, reward, schedule, x_t, t, beta=settings.beta)
         found = diffused_reward_score(
-            reward, bound.reference, schedule, x_t, t, beta=settings.beta, estimate=settings.estimate, key=key
+            reward, bound.reference, schedule, x_t, t, beta=settings.beta, estimate=settings.estimate, key=key, x0=x0
         )  # fmt: skip
         α, σ = signal_and_noise(schedule, t, x_t)
         norm = lambda drs: jnp.linalg.norm(σ**2 / α * drs, axis=-1)

@@ -205,6 +205,9 @@ def game_stage(
     def told():
         reward = networks.reward is not None
         numbers = f", estimator {resolve(section.estimator)}, beta {section.beta:g}" if reward and objective.needs_reward else ""
+        numbers += (
+            "" if section.tilt == "global" else f", {section.tilt} tilt (t0 {section.tilt_t0:g}, anchor {section.tilt_anchor:g})"
+        )
         return (
             f"objective {section.objective}{numbers}, guidance {section.guidance:g}, {section.ta_updates} TA updates a step",
             *about(),

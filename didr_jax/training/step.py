@@ -46,6 +46,7 @@ class Networks:
       event_shape: shape of one sample x0.
       reference: `(frozen, x_t, t, c) -> x̂0`, the frozen diffusion, conditional.
       ta: `(params, frozen, x_t, t, c) -> x̂0`.
+      ta_in_loss: the same as the generator's loss shall ask it, in another precision; None: `ta`.
       generator: `(params, frozen, z, c, i) -> x0`, from unit noise z `[b, *noise_shape]`: the outcome of step i.
       reward: `(frozen, x0, c) -> r [b]`, or None.
       terms: `(frozen, x0, c) -> {name: [b]}`, what the log says of the reward, `reward` among it: means over the samples
@@ -65,6 +66,7 @@ class Networks:
     terms: Callable[[PyTree, Array, Any], dict[str, Array]] | None = None
     unconditional: Callable[[PyTree, Any], Any] | None = None
     few_step: FewStep | None = None
+    ta_in_loss: Callable[[PyTree, PyTree, Array, Array, Any], Array] | None = None
     prepare: Callable[[PyTree, Any], Any] | None = None
     parts: Mapping[str, Callable[[PyTree, Array, Any], Array]] = dataclasses.field(default_factory=dict)
 
@@ -188,7 +190,8 @@ def bind(networks: Networks, frozen: PyTree, ta: PyTree, c: PyTree, guidance: fl
         guided = lambda x_t, t, x_c: guide(x_c, networks.reference(frozen, x_t, t, no_c), guidance)
     score = networks.reward
     reward = None if score is None else (lambda x0: score(frozen, x0, c))
-    return Bound(networks.schedule, lambda x_t, t: networks.ta(ta, frozen, x_t, t, c), reference, guided, reward)
+    ask = networks.ta_in_loss or networks.ta
+    return Bound(networks.schedule, lambda x_t, t: ask(ta, frozen, x_t, t, c), reference, guided, reward)
 
 
 def make_game_step(

@@ -1,11 +1,12 @@
 """What is checked of every config before anything starts: values that would fail or mislead later."""
 
-from didr_jax.builders import estimate_of, make_schedule
+from didr_jax.builders import estimate_of, make_schedule, tilt_of
 from didr_jax.checks import require, require_choice
 from didr_jax.diffused_reward import ESTIMATORS
 from didr_jax.diffusion import PREDICTIONS
 from didr_jax.objectives import OBJECTIVES, WEIGHTINGS
 from didr_jax.schedules import Schedule
+from didr_jax.tilts import TILTS, check_estimate
 from didr_jax.training.hacking import HACKING
 from didr_jax.training.optim import MOMENT_DECAY, OPTIMIZERS
 from didr_jax.training.parallel import parse_rules
@@ -48,10 +49,14 @@ def _validate_optimizer(where: str, section) -> None:
 def _validate_game(name: str, stage, schedule: Schedule) -> None:
     require_choice(f"{name}.objective", stage.objective, OBJECTIVES)
     require_choice(f"{name}.estimator", stage.estimator, ("auto", *ESTIMATORS))
-    require_choice(f"{name}.weighting", stage.weighting, WEIGHTINGS)
+    require_choice(f"{name}.weighting", stage.weighting, ("auto", *WEIGHTINGS))
     require_choice(f"{name}.ta_weighting", stage.ta_weighting, PREDICTIONS)
+    require_choice(f"{name}.tilt", stage.tilt, TILTS)
+    tilting = [objective for objective, row in OBJECTIVES.items() if row.estimates]
+    unused = f"the objective {stage.objective!r} has no tilt; those that have: {', '.join(tilting)}"
+    require(stage.tilt == "global" or stage.objective in tilting, f"{name}.tilt", stage.tilt, unused)
     try:
-        estimate_of(stage)
+        check_estimate(tilt_of(stage), estimate_of(stage))
     except ValueError as error:  # which begins with the knob's name
         raise InputError(f"config.{name}.{error}") from None
     for who in ("generator", "ta"):

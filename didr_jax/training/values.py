@@ -60,6 +60,8 @@ RANGES: Mapping[str, Range] = {
     "stochasticity": SHARE,
     "trust_radius": POSITIVE,
     "max_shift": NONE_OR_MORE,
+    "tilt_t0": Range(0, 1, above=True),
+    "tilt_anchor": NONE_OR_MORE,
     "huber": POSITIVE,
     "condition_dropout": DECAY,
     "contrast": NONE_OR_MORE,

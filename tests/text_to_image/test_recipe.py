@@ -410,6 +410,20 @@ def test_half_precision_and_rematerialisation_follow_full_precision(bench, tmp_p
 
 
 @pytest.mark.slow
+def test_the_generators_loss_may_ask_the_ta_in_float32(bench):
+    half = bench.recipe(bench.row.full, {"network.dtype": "bfloat16", "align.ta_float32": True}).task
+    exact = bench.recipe(bench.row.full, {"network.dtype": "float32"}).task
+    assert exact.networks().ta_in_loss is None
+    x_t = jax.random.normal(jax.random.key(0), (1, *half.backbone.event_shape))
+    text = {name: jnp.ones(a.shape, a.dtype) for name, a in half.backbone.text_shapes.items()}
+    params, t = half.start("ta").load(), jnp.array([0.5])
+    asked = lambda ta: np.asarray(ta(params, {}, x_t, t, {"text": text}))
+    wanted, scale = asked(exact.networks().ta), float(jnp.abs(x_t).max())
+    np.testing.assert_allclose(asked(half.networks().ta_in_loss), wanted, atol=1e-5 * scale)
+    assert np.abs(asked(half.networks().ta) - wanted).max() > 1e-4 * scale
+
+
+@pytest.mark.slow
 def test_flat_loops_compute_the_same(bench):
     _, exact, _ = runs.train(bench.recipe({"align.ta_updates": 2}))
     _, flat, _ = runs.train(bench.recipe({"align.ta_updates": 2, "unroll": True}))

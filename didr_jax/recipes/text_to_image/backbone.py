@@ -77,8 +77,8 @@ class Backbone:
         self.file = Path(config.weights.base) if is_weights(config.weights.base) else None
         self.folder = Path(config.weights.base if self.file is None else config.weights.rest)
 
-    def network(self, params: PyTree, x_t: Array, t: Array, text: PyTree) -> Array:
-        """The prediction, float32, of `x_t [b, h, w, c]` at `t [b]`."""
+    def network(self, params: PyTree, x_t: Array, t: Array, text: PyTree, dtype: Any = None) -> Array:
+        """The prediction, float32, of `x_t [b, h, w, c]` at `t [b]`, computed in `network.dtype` or another one."""
         raise NotImplementedError
 
     def encoder(self) -> TextEncoder:

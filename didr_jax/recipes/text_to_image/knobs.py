@@ -139,10 +139,9 @@ def stable_diffusion(pipeline: str, lr: float) -> ml_collections.ConfigDict:
     config.align = game(steps=10_000, lr=lr, batch_size=128)  # steps [ours], the rest [DMD2]
     config.align.ta_weighting = "eps"  # [DMD2]
     config.align.ta_t_min = 0.0  # timesteps 0 to 999 [DMD2]
-    config.align.estimator = "auto"
     config.align.beta = 0.1  # [ours] in units of the mix: bring the logged pull_to_divergence to 0.1-1
     for part in (config.align.generator_optimizer, config.align.ta_optimizer):
-        part.warmup = 500  # [DMD2]
+        part.warmup = 500  # [ours]; DMD2's lasts two updates of its generator
         part.weight_decay = 0.01  # [DMD2]
     return config
 

@@ -8,6 +8,7 @@ from didr_jax.diffused_reward import ESTIMATORS, resolve
 from didr_jax.objectives import OBJECTIVES
 from didr_jax.rewards import REWARDS, RewardMix
 from didr_jax.rewards.custom import FURTHER
+from didr_jax.tilts import TILTS
 from didr_jax.types import InputError
 
 PER_REWARD = ("weights", "centre", "spread", "shape", "prefix")  # sections with a key for each reward
@@ -94,6 +95,11 @@ def resolve_estimator(section, mix: RewardMix | None):
         mix.require_gradient(section.objective)
     if not objective.estimates:
         return section
+    if TILTS[section.get("tilt", "global")].baseline:
+        raise InputError(
+            f"config.align.tilt = {section.tilt!r} differentiates the reward, but {', '.join(mix.black_boxes)} has no gradient; "
+            "use 'anchored' or 'local'"
+        )
     if ESTIMATORS[section.estimator].differentiates_reward:
         mix.require_gradient(section.estimator)
     if min(section.num_steps, section.num_samples) < 2:

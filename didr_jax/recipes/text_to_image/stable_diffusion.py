@@ -91,13 +91,14 @@ class StableDiffusion(Backbone):
         backends = dict(backend=knobs.attention, cross_backend=knobs.cross_attention)
         return UNet(self.arch, **backends, remat=knobs.remat, dtype=jnp.dtype(knobs.dtype))
 
-    def network(self, params, x_t, t, text):
+    def network(self, params, x_t, t, text, dtype=None):
         added = None
         if self.xl:  # original size, top-left corner of the crop, target size: an uncropped image of its own size
             height, width = self.config.image.height, self.config.image.width
             ids = jnp.tile(jnp.array([[height, width, 0, 0, height, width]], jnp.float32), (len(x_t), 1))
             added = {"text_embeds": text["pooled"], "time_ids": ids}
-        eps = self.unet.apply({"params": params}, x_t, self.schedule.timestep(t), text["prompt"], added)
+        unet = self.unet if dtype is None else self.unet.clone(dtype=dtype)
+        eps = unet.apply({"params": params}, x_t, self.schedule.timestep(t), text["prompt"], added)
         return eps.astype(jnp.float32)
 
     @functools.cached_property

@@ -12,6 +12,7 @@ weights there is one base for all three: the reference is the base with no adapt
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,10 +81,10 @@ class Task:
         text = self.encoder.encode(frozen["text_encoder"], c["prompt"])
         return {"text": as_stored(text, self.config.data.dtype), "tokens": c["tokens"]}
 
-    def predict(self, params: PyTree, adapter: PyTree | None, x_t: Array, t: Array, c: PyTree) -> Array:
-        """x̂0 of the network with the given parameters and adapter."""
+    def predict(self, params: PyTree, adapter: PyTree | None, x_t: Array, t: Array, c: PyTree, dtype: Any = None) -> Array:
+        """x̂0 of the network with the given parameters and adapter, computed in `network.dtype` or another one."""
         b, alpha = self.backbone, self.config.lora.alpha
-        prediction = lora.applied(b.network, alpha)(params, adapter, x_t, t, c["text"])
+        prediction = lora.applied(b.network, alpha)(params, adapter, x_t, t, c["text"], dtype)
         return to_x0(b.prediction, prediction, x_t, t, b.schedule)
 
     def base_of(self, who: str) -> str:
@@ -134,11 +135,13 @@ class Task:
 
         rewarded = self.mix is not None
         several = self.mix.weights if self.mix is not None and len(self.mix.weights) > 1 else {}
+        ta = lambda dtype: lambda p, frozen, x_t, t, c: self.predict(*self.pair("ta", frozen, p), x_t, t, c, dtype)
         return Networks(
             schedule=self.backbone.schedule,
             event_shape=self.backbone.event_shape,
             reference=lambda frozen, x_t, t, c: self.predict(frozen["base"], None, x_t, t, c),
-            ta=lambda p, frozen, x_t, t, c: self.predict(*self.pair("ta", frozen, p), x_t, t, c),
+            ta=ta(None),
+            ta_in_loss=ta(jnp.float32) if self.config.align.ta_float32 else None,
             generator=lambda p, frozen, z, c, i: self.generate_to_train(*self.pair("generator", frozen, p), z, c, i),
             reward=(lambda frozen, x0, c: self.score(frozen, x0, c).total) if rewarded else None,
             terms=self.terms if rewarded else None,

@@ -93,8 +93,9 @@ class ZImage(Backbone):
         require_choice("network.attention", knobs.attention, BACKENDS)
         return ZImageTransformer(self.arch, jnp.dtype(knobs.dtype), remat=knobs.remat, backend=knobs.attention)
 
-    def network(self, params, x_t, t, text):
-        clean_minus_noise = self.transformer.apply({"params": params}, x_t, 1 - t, text["caption"], text["length"])
+    def network(self, params, x_t, t, text, dtype=None):
+        transformer = self.transformer if dtype is None else self.transformer.clone(dtype=dtype)
+        clean_minus_noise = transformer.apply({"params": params}, x_t, 1 - t, text["caption"], text["length"])
         return -clean_minus_noise.astype(jnp.float32)
 
     @functools.cached_property
