@@ -13,7 +13,7 @@ from didr_jax.objectives import OBJECTIVES  # noqa: E402
 from didr_jax.recipes.text_to_image import knobs  # noqa: E402
 from didr_jax.recipes.text_to_image.rewards import PER_REWARD, chosen, open_mix, require_reward, resolve_estimator  # noqa: E402
 from didr_jax.rewards import REWARDS  # noqa: E402
-from didr_jax.rewards.custom import OWN  # noqa: E402
+from didr_jax.rewards.custom import FURTHER, OWN  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from tests.parity.vocabularies import save_clip_tokenizer  # noqa: E402
 from tests.text_to_image.tiny_sdxl import save_clip  # noqa: E402
@@ -67,7 +67,8 @@ def test_every_reward_has_the_keys_that_its_record_tells():
 
 def test_every_reward_is_in_the_documentation():
     page = (Path(__file__).parent.parent / "docs" / "sdxl.md").read_text()
-    assert [name for name in REWARDS if f"\n| `{name}` |" not in page] == []
+    assert [name for name in REWARDS if f"\n| `{name}` |" not in page and name not in FURTHER] == []
+    assert all(f"`{name}`" in page for name in FURTHER)
 
 
 @pytest.mark.parametrize(
