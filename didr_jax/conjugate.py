@@ -231,7 +231,7 @@ def conjugate(query: Query) -> Array:
     tilted = query.denoiser(x_new, t_new)
     tilt = tilted - query.x_hat
     if query.estimate.num_steps > 1:
-        tilt = bridged_tilt(query, made, x_new, t_new, tilted)
+        tilt = bridged_tilt(query, lambda x0: made(x0), x_new, t_new, tilted)
     elif query.estimate.guard:
         exponent, gradient = exponent_and_gradient(query, tilted)
         claim = asked.gradient(tilted)
