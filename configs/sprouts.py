@@ -8,22 +8,19 @@ The reward likes cheerful mouths, which captions leave open; the law that it til
 On a pipeline of your own (configs/sprouts_pipeline.py): --config=configs/sprouts.py:runs/sprouts_pipeline/export.
 """
 
-from pathlib import Path
-
 import ml_collections
 
 from didr_jax.config import game
 from didr_jax.recipes.sprouts.knobs import ONE_STEP, SHIPPED, small_zimage
 
 
-def get_config(folder: str | Path = SHIPPED) -> ml_collections.ConfigDict:
-    folder = Path(folder)
+def get_config(folder: str = str(SHIPPED)) -> ml_collections.ConfigDict:
     config = small_zimage(folder)
-    config.weights.generator_adapter = str(folder / ONE_STEP)
+    config.weights.generator_adapter = f"{folder}/{ONE_STEP}"
 
-    config.rewards.aesthetic = str(folder / "preference" / "head.safetensors")  # in the mix: 1 if cheerful, 0 if not
-    config.rewards.clip = str(folder / "preference")
-    config.rewards.clipscore = str(folder / "clip")
+    config.rewards.aesthetic = f"{folder}/preference/head.safetensors"  # in the mix: 1 if cheerful, 0 if not
+    config.rewards.clip = f"{folder}/preference"
+    config.rewards.clipscore = f"{folder}/clip"
     config.rewards.held_out = ("clipscore",)
     config.rewards.weights.aesthetic = 1.0
 

@@ -9,20 +9,18 @@ After the commands of configs/sprouts_pipeline.py:
 configs/sprouts.py begins with what came out, as adapters of rank 32: a third of its size.
 """
 
-from pathlib import Path
-
 import ml_collections
 
 from didr_jax.config import game
 from didr_jax.recipes.sprouts.knobs import small_zimage
 
-MADE = Path("runs/sprouts_pipeline/export")  # where the commands of configs/sprouts_pipeline.py leave it
+MADE = "runs/sprouts_pipeline/export"  # where the commands of configs/sprouts_pipeline.py leave it
 
 
 def get_config() -> ml_collections.ConfigDict:
     config = small_zimage(MADE)
-    config.weights.generator = str(MADE / "generator")  # by regression
-    config.data.prompts = str(MADE / "prompts" / "distill.txt")  # captions of all kinds
+    config.weights.generator = f"{MADE}/generator"  # by regression
+    config.data.prompts = f"{MADE}/prompts/distill.txt"  # captions of all kinds
 
     config.align = game(steps=300, lr=3e-4, batch_size=32)
     config.align.objective = "dmd2"

@@ -313,7 +313,7 @@ def test_image_shapes_and_jit(name):
     denoiser = lambda x, t: jnp.tanh(x) * (1 - t[:, None, None, None])
     reward = lambda x: jnp.mean(jnp.sin(x), (1, 2, 3))
     ask = jax.jit(lambda x: diffused_reward_score(
-        reward, denoiser, schedule, x, t, beta=0.1, estimate=Estimate(name, 2, 2), key=KEY))  # fmt: skip
+        reward, denoiser, schedule, x, t, beta=0.1, estimate=Estimate(name, 2, 2), key=KEY, x0=0.9 * x_t))  # fmt: skip
     drs = ask(x_t)
     assert drs.shape == x_t.shape and drs.dtype == x_t.dtype and jnp.all(jnp.isfinite(drs))
 

@@ -203,7 +203,7 @@ def test_gap_and_tilt_are_lengths_in_x0_whatever_the_weight():
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_tells_of_the_parts_that_it_has(name):
     x0, noise, t, weight = random_batch()
-    _, aux = OBJECTIVES[name](x0, noise, t, KEY, random_nets(weight), Settings())
+    _, aux = OBJECTIVES[name](x0, noise, t, KEY, random_nets(weight), Settings(estimate=Estimate(guard=False)))
     assert all(figure.shape == t.shape and (figure > 0).all() for figure in aux.values())
     assert ("pull" in aux) == OBJECTIVES[name].needs_reward and ("tilt" in aux) == OBJECTIVES[name].estimates
     assert ("gap" in aux) == ("divergence" in aux) == (name != "refl")

@@ -56,6 +56,7 @@ def described(wheel: Path, name: str) -> str:
 def test_the_wheel_holds_every_module_template_and_recipe_file_and_nothing_else(wheel):
     wanted = {str(file.relative_to(REPO)) for file in (REPO / "didr_jax").rglob("*.py")}
     wanted |= {str(file.relative_to(REPO)) for file in (REPO / "didr_jax" / "reporting" / "template").iterdir()}
+    wanted |= {str(file.relative_to(REPO)) for file in (REPO / "didr_jax" / "assets").rglob("*") if file.is_file()}
     wanted |= {f"didr_jax/configs/{file.name}" for file in (REPO / "configs").glob("*.py")}
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == wanted

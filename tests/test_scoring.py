@@ -80,7 +80,7 @@ def test_image_range(folder):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("p.txt", "a", "none of .jsonl, .csv, .tsv, .parquet"),
+        ("p.txt", "a", "none of .jsonl, .json, .csv, .tsv, .parquet"),
         ("p.csv", "image,prompt\n", "no rows"),
         ("p.jsonl", "{", "cannot read"),
         ("p.jsonl", "\n[1]", "line 2 has no text"),

@@ -114,7 +114,7 @@ def test_a_reward_with_a_baseline_keeps_its_value(estimator):
 REFUSED = [
     ({"tilt": "globl"}, "tilt.*did you mean global"),
     ({"tilt_t0": 0.0}, "tilt_t0 = 0.0: must lie in"),
-    ({"tilt_anchor": -1.0}, "tilt_anchor = -1.0: must be 0 or more"),
+    ({"tilt_anchor": -1.0}, "tilt_anchor = -1.0: must be at least 0"),
     ({"tilt": "advantage", "num_steps": 2}, "weighs samples by its value: take shifted"),
     ({"tilt": "advantage", "estimator": "covariance"}, "weighs samples by its value: take shifted"),
     ({"tilt": "local", "objective": "dipp"}, "'dipp' has no tilt; those that have: didr"),

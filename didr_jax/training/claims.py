@@ -140,7 +140,7 @@ def compare(
     digests = found[1].get("digests")
     digests = digests if isinstance(digests, dict) else {}
     changes = [c for c in changes if not _same_content(c, digests)]
-    kept = {key: value for key, value in now.items() if key in digests and then.get(key) == value}
+    kept = {key: value for key, value in now.items() if key in digests and then.get(key) == value and not reading}
     anew = digests_of(kept)
     changed = sorted(key for key in kept if key in anew and anew[key] != digests[key])
     steps = {f"{name}.steps": name for name in config.stages if f"{name}.steps" in now}

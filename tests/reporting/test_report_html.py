@@ -292,6 +292,7 @@ def test_a_browser_shows_swaps_and_slides_it_and_asks_for_nothing(html, tmp_path
 
 def test_the_template_is_in_the_package():
     assert sorted(os.listdir(os.path.join(REPO, "didr_jax", "reporting", "template"))) == [
+        "card.md",
         "compare.html",
         "report.css",
         "report.html",

@@ -30,7 +30,7 @@ class Made:
         """The task whose initial generator is then in folder/export, with its card."""
         task = runs.recipe_of(self.row.config, self.row.backbone, self.settings | dict(self.row.full), **more).task
         write_export(task, task.start("generator").load(), str(folder / "export"))
-        run = Run(task.config, str(folder), None, None, steps={"align": 7})
+        run = Run(task.config, str(folder), None, None, picked={"align": (7, {})})
         rewards = {"hps": np.array([1.0, 2.0, 4.0]), "reward": np.array([0.0, np.nan, 1.0])}
         write_rewards(run, rewards, {name: values + 1 for name, values in rewards.items()})
         write_card(task, run, str(folder / "export"))

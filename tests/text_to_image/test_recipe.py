@@ -294,10 +294,11 @@ def test_the_empty_prompt_is_the_last_row_of_the_table(bench):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, table.empty)
 
 
-def test_prompts_embedded_in_the_loop_are_those_of_the_cache_to_the_last_bit(bench):
+def test_prompts_embedded_in_the_loop_are_those_of_the_cache_to_the_last_bit(bench, tmp_path):
     """Where as many are embedded at once."""
     prompts = bench.row.tiny.PROMPTS
-    cached, loop = bench.recipe({"data.batch_size": len(prompts)}).task, bench.recipe({"data.encode": "in_loop"}).task
+    alone = {"data.batch_size": len(prompts), "data.cache": str(tmp_path)}  # not what another test embedded, two at a time
+    cached, loop = bench.recipe(alone).task, bench.recipe({"data.encode": "in_loop"}).task
     all_of_them = np.arange(len(prompts))
     found = jax.jit(loop.embed)({"text_encoder": loop.frozen()["text_encoder"].load()}, loop.conditions.rows(all_of_them))
     wanted = cached.conditions.rows(all_of_them)

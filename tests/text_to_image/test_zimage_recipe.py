@@ -43,7 +43,7 @@ def refused(settings, mode="train"):
 
 def test_captions_are_ragged_rows_of_the_table(settings):
     recipe = recipe_of(settings | {"data.dtype": "bfloat16"})
-    batch, table = recipe.align({}).batch(1)["text"], recipe.task.conditions.text
+    batch, table = recipe.align({}).batch(1)["text"], recipe.task.conditions.everything["text"]
     empty = recipe.task.no_text().load()
     assert batch["caption"].shape == (2, 2, tiny.MAX_LENGTH, 16) and batch["caption"].dtype == jnp.bfloat16
     assert batch["length"].shape == (2, 2) and batch["length"].dtype == np.int32
@@ -51,7 +51,7 @@ def test_captions_are_ragged_rows_of_the_table(settings):
     for row, length in zip(table["caption"], table["length"], strict=True):
         assert np.all(np.any(row[:length], axis=1)) and not np.any(row[length:])
     assert np.any(empty["caption"])  # the empty prompt, not zeros
-    exact = recipe_of(settings).task.conditions.text["caption"]
+    exact = recipe_of(settings).task.conditions.everything["text"]["caption"]
     np.testing.assert_array_equal(table["caption"], exact.astype(jnp.bfloat16))
 
 

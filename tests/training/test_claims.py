@@ -113,18 +113,18 @@ def test_a_path_may_change_as_long_as_what_is_there_does_not(tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat")
     (tmp_path / "moved.txt").write_text("a cat")
     (tmp_path / "others.txt").write_text("a dog")
-    workdir = str(tmp_path / "run")
+    workdir = tmp_path / "run"
     claim(workdir, config)
     config.prompts = str(tmp_path / "moved.txt")
-    again = compare(config, workdir)
+    again = compare(config, str(workdir))
     assert not again.changes and not again.news()
     for other in ("others.txt", "nowhere.txt"):
         config.prompts = str(tmp_path / other)
         with pytest.raises(InputError, match=f"prompts .*{other}"):
-            compare(config, workdir)
+            compare(config, str(workdir))
     config.prompts = str(tmp_path / "prompts.txt")
     (tmp_path / "prompts.txt").write_text("a cow")
-    assert compare(config, workdir).news() == [
+    assert compare(config, str(workdir)).news() == [
         "warning: config.prompts is not what it was: files there have changed since the run began"
     ]
 

@@ -49,7 +49,7 @@ def test_a_game_says_its_objective_and_numbers_and_both_rates():
     assert stage.about() == ("objective didr, estimator conjugate, beta 0.5, guidance 2, 2 TA updates a step",)
     assert stage.rates["lr_ta"](0) == pytest.approx(1e-3) and stage.rates["lr_ta"](4) == pytest.approx(0.5e-3)
     plain = stage_of("distill", {"pretrain": {"params": before}})
-    assert plain.about() == ("objective di, guidance 1, 2 TA updates a step",)
+    assert plain.about() == ("objective dmd2, guidance 1, 2 TA updates a step",)
 
 
 def test_a_heart_beats_until_the_first_step_and_not_after():

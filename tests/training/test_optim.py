@@ -336,8 +336,8 @@ def test_the_average_keeps_its_dtypes_whatever_the_parameters_have():
         ("lr", 0.0, "must be positive"),
         ("clip", 0.0, "must be positive"),  # every gradient would be scaled to nothing
         ("eps", 0.0, "must be positive"),  # a parameter without a gradient would become 0/0
-        ("warmup", -1, "must not be negative"),
-        ("weight_decay", -0.1, "must not be negative"),
+        ("warmup", -1, "must be at least 0"),
+        ("weight_decay", -0.1, "must be at least 0"),
         ("b1", 1.0, r"must lie in \[0, 1\)"),
         ("b2", 1.0, r"must lie in \[0, 1\)"),
     ],

@@ -14,7 +14,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "sprouts"
 ONE_STEP = "one_step.safetensors"  # adapters, in a folder of sprouts
 
 
-def small_zimage(folder: Path) -> ml_collections.ConfigDict:
+def small_zimage(folder: str) -> ml_collections.ConfigDict:
     """The config, for a folder of sprouts, without the generator, rewards and training numbers of `align`."""
     config = text_to_image()
     config.recipe = "zimage"
@@ -22,8 +22,8 @@ def small_zimage(folder: Path) -> ml_collections.ConfigDict:
     config.schedule.name = "rectified_flow"
     config.schedule.shift = 1.0  # times are uniform
 
-    config.weights.base = str(folder / "pipeline")
-    config.data.prompts = str(folder / "prompts" / "align.txt")  # captions that do not name the mouth
+    config.weights.base = f"{folder}/pipeline"
+    config.data.prompts = f"{folder}/prompts/align.txt"  # captions that do not name the mouth
     config.data.max_length = 32  # tokens of a prompt, template included
     config.data.encoder_dtype = "float32"  # of the text encoder's parameters and computation: bfloat16 | float32
     config.data.dtype = "float32"
@@ -36,7 +36,7 @@ def small_zimage(folder: Path) -> ml_collections.ConfigDict:
     config.network.vae_attention = "xla"
     config.lora.layers = (r"attention/to_(q|k|v|out)$",)
 
-    config.eval.prompts = str(folder / "prompts" / "eval.txt")  # one in eight names a pair that no training saw
+    config.eval.prompts = f"{folder}/prompts/eval.txt"  # one in eight names a pair that no training saw
     config.eval.num = 512
     config.eval.batch_size = 128
     config.eval.pictures = 48

@@ -75,7 +75,7 @@ def export(task: Task, products: Products, run: Run) -> None:
     run.log.say(f"wrote {run.path('export')}: {task.backbone.few_step}")
 
 
-def write_export(task: Task, params: PyTree, folder: str, say: Callable[[str], None]) -> None:
+def write_export(task: Task, params: PyTree, folder: str, say: Callable[[str], None] = print) -> None:
     """Writes what was trained of the generator, whole on this host, under `folder`."""
     backbone, section = task.backbone, task.config.export
     single, dtype, rank = section.format == "single_file", jnp.dtype(section.dtype), section.adapter_rank

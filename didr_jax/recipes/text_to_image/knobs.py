@@ -78,9 +78,7 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.export = ml_collections.ConfigDict()
     config.export.dtype = "float16"  # of the files of --mode=export: float32 | float16 | bfloat16
     config.export.adapter_rank = 0  # of adapters that come nearest to what full training changed, written beside; 0: none
-    config.export.format = (
-        "diffusers"  # of names and files: diffusers | single_file (LDM's names, ComfyUI's; kohya's of adapters)
-    )
+    config.export.format = "diffusers"  # of names and files: diffusers | single_file (LDM's and ComfyUI's; adapters: kohya's)
     config.export.pipeline = False  # with the base's other parts: a pipeline that from_pretrained opens, or a whole checkpoint
 
     config.score = ml_collections.ConfigDict()
