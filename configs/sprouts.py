@@ -24,7 +24,7 @@ def get_config(folder: str = str(SHIPPED)) -> ml_collections.ConfigDict:
     config.rewards.held_out = ("clipscore",)
     config.rewards.weights.aesthetic = 1.0
 
-    config.align = game(steps=150, lr=4e-4, batch_size=32)
+    config.align = game(steps=100, lr=4e-4, batch_size=32)
     config.align.ta_updates = 2
     config.align.ta_weighting = "velocity"
     config.align.guard = False  # as docs/sprouts.md measured it

@@ -108,6 +108,7 @@ def test_commands_are_found():
     assert sum(map(len, found.values())) > 35
 
 
+@pytest.mark.slow
 def test_a_planned_command_of_the_docs_runs():
     command = next(
         c for c in commands()["docs/plans.md"] if c.startswith("python run.py --config=configs/sdxl.py --mode=compile")

@@ -258,6 +258,7 @@ def test_a_plan_is_of_the_shapes_that_training_has(bench):
     assert jax.tree.map(plain, planned.batch_shapes) == jax.tree.map(plain, real.batch(0))
 
 
+@pytest.mark.slow
 def test_run_py_plans_a_step_from_a_folder_on_this_machine(bench, tmp_path):
     settings = bench.settings | {"rewards.hps": "", "rewards.pickscore": "", "rewards.held_out": (), "mesh.fsdp": 2}
     done = runs.run(bench.row.name, settings, tmp_path / "none", "--mode=compile", devices=2)
