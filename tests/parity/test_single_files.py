@@ -45,7 +45,14 @@ def save_sd15(folder):
     tiny_sdxl._scheduler().save_pretrained(folder / "scheduler")
     vae, text = diffusers.AutoencoderKL.from_pretrained(folder / "vae"), T.CLIPTextModel.from_pretrained(folder / "text_encoder")
     pipeline = diffusers.StableDiffusionPipeline(
-        vae, text, T.CLIPTokenizer.from_pretrained(folder / "tokenizer"), unet, tiny_sdxl._scheduler(), None, None, False
+        vae,
+        text,
+        T.CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        unet,
+        tiny_sdxl._scheduler(),
+        None,
+        None,
+        requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
     return {"unet": unet, "vae": vae, "text_encoder": text}
