@@ -82,9 +82,11 @@ def test_a_run_does_not_need_its_screen(trained):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_evaluation_that_is_asked_to_stop_ends_at_once_with_75_and_leaves_what_was_there(number, trained):
     before = (trained / "report.html").read_bytes()
+    heard = lambda: signal.signal(number, signal.SIG_DFL)  # what is started in the background inherits a deaf ear for Ctrl-C
     process = subprocess.Popen(
-        command(trained, "--mode=eval", "--step=latest"), cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command(trained, "--mode=eval", "--step=latest"),
+        cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard,
+    )  # fmt: skip
     until(process, "align  at step 5 of 5")
     process.send_signal(number)
     _, told = process.communicate(timeout=300)
