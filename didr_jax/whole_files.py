@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -64,6 +65,14 @@ def whole_file(path: str | os.PathLike, binary: bool = False, newline: str | Non
         if isinstance(error, OSError):
             raise cannot_save(path, error) from error
         raise
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Removes what killed processes left of whole files below a folder; for whoever alone may write there."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if re.search(r".\.[0-9a-f]{8}\.tmp$", name):
+                os.remove(os.path.join(root, name))
 
 
 def write_json(path: str | os.PathLike, content, sort_keys: bool = False) -> None:

@@ -66,7 +66,7 @@ def test_killed_and_restarted_it_makes_what_is_missing_and_touches_nothing_else(
     (tmp_path / "b" / "4_1.png.tmp").write_bytes(b"half a pic")
     asked.clear()
     assert made(tmp_path / "b", rows=lambda places: asked.append(places) or {"word": WORDS[places]}) == whole | {
-        "4_1.png.tmp": b"half a pic"  # no picture, and nobody's to remove
+        "4_1.png.tmp": b"half a pic"  # no picture
     }
     assert all(path.stat().st_mtime_ns == then for path, then in there.items()), "what was there was left alone"
     assert 0 < len(asked) < 4, "only batches of which something is missing"

@@ -14,7 +14,7 @@ from tiny_runs import REPO
 from didr_jax.exits import CannotSave
 from didr_jax.training.workdir import lock, make_workdir
 from didr_jax.types import InputError
-from didr_jax.whole_files import write_json
+from didr_jax.whole_files import remove_leftovers, write_json
 
 
 def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path):
@@ -81,3 +81,12 @@ def test_a_lock_is_free_again_when_its_run_ends_well_or_badly(tmp_path, error):
             raise error
     with lock(str(tmp_path)):
         pass
+
+
+def test_leftovers_of_whole_files_are_known_by_their_names(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("a.png.0123abcd.tmp", "deep/b.json.ffffffff.tmp", "mine.tmp", "deep/c.png", ".01234567.tmp"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
+    assert left == [".01234567.tmp", "deep/c.png", "mine.tmp"]

@@ -22,7 +22,7 @@ from didr_jax.text.cache import digest_texts
 from didr_jax.training.run import Products, Run
 from didr_jax.training.workdir import lock
 from didr_jax.types import Array, InputError, PyTree, Weights
-from didr_jax.whole_files import write_json
+from didr_jax.whole_files import remove_leftovers, write_json
 
 MODELS = ("trained", "initial", "reference")
 # Sections and keys of the config that a picture depends on, whatever makes it; what computes the same in another way is not.
@@ -146,6 +146,7 @@ def claim(folder: str, made: Mapping[str, Any], held: ExitStack) -> None:
     """Raises InputError if another run writes there, or the pictures there were made otherwise."""
     os.makedirs(folder, exist_ok=True)
     held.enter_context(lock(folder))
+    remove_leftovers(folder)
     path = os.path.join(folder, "made.json")
     if not os.path.exists(path):
         write_json(path, made)
