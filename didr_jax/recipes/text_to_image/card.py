@@ -48,6 +48,7 @@ def write_card(task: Task, run: Run, folder: str) -> None:
         "version": __version__,
         "base": _named(config.weights.base),
         "generator": _named(config.weights.generator) if config.weights.generator else "the base",
+        "begun_with": _named(config.weights.generator_adapter) if config.weights.generator_adapter else "",
         "trained": f"adapters of rank {config.lora.rank} on the initial generator, merged" if lora else "all weights",
         "objective": align.objective,
         "beta": f"{align.beta:g}" if OBJECTIVES[align.objective].needs_reward else "",
