@@ -69,7 +69,7 @@ def whole_file(path: str | os.PathLike, binary: bool = False, newline: str | Non
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
     """Removes what killed processes left of whole files below a folder; for whoever alone may write there."""
-    for root, _, names in os.walk(folder):
+    for root, _, names in os.walk(os.fspath(folder)):
         for name in names:
             if re.search(r".\.[0-9a-f]{8}\.tmp$", name):
                 os.remove(os.path.join(root, name))
