@@ -11,7 +11,7 @@ On a pipeline of your own (configs/sprouts_pipeline.py): --config=configs/sprout
 import ml_collections
 
 from didr_jax.config import game
-from didr_jax.recipes.sprouts.knobs import ONE_STEP, SHIPPED, small_zimage
+from didr_jax.recipes.sprouts.knobs import MUON, ONE_STEP, SHIPPED, small_zimage
 
 
 def get_config(folder: str = str(SHIPPED)) -> ml_collections.ConfigDict:
@@ -32,7 +32,7 @@ def get_config(folder: str = str(SHIPPED)) -> ml_collections.ConfigDict:
     config.align.ema = 0.98
     config.align.ta_optimizer.lr = 1e-3
     for part in (config.align.generator_optimizer, config.align.ta_optimizer):
-        part.update(dict(name="muon", muon_rms=1.0, b1=0.95, warmup=10, decay=True))
+        part.update(MUON | dict(warmup=10, decay=True))
 
     config.eval.every = 50
     return config

@@ -12,7 +12,7 @@ configs/sprouts.py begins with what came out, as adapters of rank 32: a third of
 import ml_collections
 
 from didr_jax.config import game
-from didr_jax.recipes.sprouts.knobs import small_zimage
+from didr_jax.recipes.sprouts.knobs import MUON, small_zimage
 
 MADE = "runs/sprouts_pipeline/export"  # where the commands of configs/sprouts_pipeline.py leave it
 
@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.align.ta_weighting = "velocity"
     config.align.ta_optimizer.lr = 1e-3
     for part in (config.align.generator_optimizer, config.align.ta_optimizer):
-        part.update(dict(name="muon", muon_rms=1.0, b1=0.95, decay=True))
+        part.update(MUON | dict(decay=True))
 
     config.eval.every = 100
     config.export.adapter_rank = 32

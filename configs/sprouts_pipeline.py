@@ -10,6 +10,7 @@ About an hour on two CPU cores (docs/sprouts.md).  configs/sprouts_distill.py an
 import ml_collections
 
 from didr_jax.config import base, fit
+from didr_jax.recipes.sprouts.knobs import MUON
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -37,8 +38,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.one_step = fit(steps=600, lr=2e-3, batch_size=32)
     config.one_step.pairs = 4096  # ends of the reference's flow
     config.one_step.solver_steps = 10  # of the flow
-    for name in ("reference", "one_step"):  # captions are looked at after 150 steps; with adamw, after 500
-        config[name].optimizer.update(dict(name="muon", muon_rms=1.0, b1=0.95))
+    for name in ("reference", "one_step"):
+        config[name].optimizer.update(MUON)
     for name in config.stages:
         config[name].optimizer.decay = True
         config[name].optimizer.warmup = 100

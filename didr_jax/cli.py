@@ -78,6 +78,7 @@ _ALLOW = flags.DEFINE_list(
 _FIT = flags.DEFINE_bool("fit", False, "Of --mode=tac: also fit the weights of the mix to people's rankings (config.tac.fit).")
 
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Say all of what a refusal names only the first five of.")
+_FLAGS = (_CONFIG, _WORKDIR, _STEP, _ALLOW, _FIT, _VERBOSE)  # what --help tells besides the modes
 
 
 def _work(recipe: Recipe, run: Run, mode: str) -> None:
@@ -116,7 +117,7 @@ def _calibrate(config, workdir: str) -> None:
 def _help(argv: list[str]) -> None:
     """Prints the flags, the modes, and the keys of the config if one is named; ends the process."""
     path = next((a.split("=", 1)[1] for a in with_paths(argv) if a.startswith("--config=")), "")
-    said = {flag.name: flags.FLAGS[flag.name].help for flag in (_CONFIG, _WORKDIR, _STEP, _ALLOW, _VERBOSE)}
+    said = {flag.name: flags.FLAGS[flag.name].help for flag in _FLAGS}
     try:
         config = _load(path) if path else None
     except OSError as error:
@@ -133,7 +134,7 @@ def _parse(argv: list[str]) -> list[str]:
     for argument in argv:
         if argument.startswith(f"--config={SAVED}:"):  # here, as ml_collections would wrap what is wrong with it
             saved_config.get_config(argument.split(":", 1)[1])
-    for flag in (_CONFIG, _WORKDIR, _MODE, _STEP, _ALLOW, _FIT, _VERBOSE):  # what --help lists, whichever file was started
+    for flag in (_MODE, *_FLAGS):  # ours, whichever file was started
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     try:
         rest = flags.FLAGS(argv)
@@ -272,10 +273,12 @@ def _start(recipe: Recipe) -> dict:
 
 def _build(config, workdir: str, mode: str) -> Recipe:
     """The recipe, whose paths are those of this host; names on the hub get their commits in `config`."""
-    here = config
+    recipe = recipes.build(config)
     for _ in range(2):  # what a single file has decides what else is read
-        here = fetched(config, workdir, recipes.build(here).files(mode))
-    return recipes.build(here)
+        if not (wanted := recipe.files(mode)):
+            break
+        recipe = recipes.build(fetched(config, workdir, wanted))
+    return recipe
 
 
 def _nothing(stage: str, step: int) -> list[str]:

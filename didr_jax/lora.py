@@ -26,6 +26,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from didr_jax.checks import listed
 from didr_jax.finite import all_finite
 from didr_jax.types import Array, InputError, PRNGKey, PyTree, Weights
 from didr_jax.weights.adapters import Adapter, read_adapters, told
@@ -284,8 +285,7 @@ def _require_fit(path: str | os.PathLike, held: Mapping[Place, Adapter], kernels
     integers = [a.name for a in held.values() for f in (a.down, a.up) if not jnp.issubdtype(f.dtype, jnp.floating)]
     for names, what in ((wrong, "misshapen"), (integers, "of integers")):
         if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise InputError(f"LoRA: {path} does not fit the base, {len(names)} {what}: {', '.join(names[:5])}{more}")
+            raise InputError(f"LoRA: {path} does not fit the base, {len(names)} {what}: {listed(names)}", names)
 
 
 def _finite(path: str | os.PathLike, name: str, factor: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from didr_jax.config import flatten
 from didr_jax.exits import CannotSave
 from didr_jax.reporting.contents import Contents, read_workdir
-from didr_jax.reporting.curves import PAGE_INK, inline_svg
+from didr_jax.reporting.curves import PAGE_INK, dress, inline_svg
 from didr_jax.reporting.data_uri import data_uri
 from didr_jax.reporting.page import SMALL, now, template
 from didr_jax.reporting.pareto import NORMAL, REWARD, costs_of, last_row, pareto, point_of, together
@@ -87,14 +87,9 @@ def _course(runs: Mapping[str, Contents]) -> str | None:
     for i, (label, line) in enumerate(lines.items()):
         style = ("-", "--", "-.", ":")[i // len(PAGE_INK.lines) % 4]
         axis.plot(*line.T, color=PAGE_INK.lines[i % len(PAGE_INK.lines)], ls=style, lw=1.6, marker="o", ms=3, label=label)
-    axis.set_xlabel("step", fontsize=9, color=PAGE_INK.text)
-    axis.set_ylabel("reward, judged", fontsize=9, color=PAGE_INK.text)
-    axis.tick_params(labelsize=8, colors=PAGE_INK.text)
+    dress(axis, "step", "reward, judged")
     axis.grid(color=PAGE_INK.grid, lw=0.6)
     axis.legend(fontsize=8, frameon=False, labelcolor=PAGE_INK.text)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(PAGE_INK.text)
     told = "; ".join(f"{label} from {line[0, 1]:.4g} to {line[-1, 1]:.4g}" for label, line in lines.items())
     return inline_svg(figure, "course", f"Reward against the step: {told}")
 

@@ -176,6 +176,16 @@ def _in_words(panel: Panel) -> str:
     return f"{panel.title} against the step: {'; '.join(told)}"
 
 
+def dress(axis, x: str, y: str) -> None:
+    """Gives the axes of a drawing of the page their names, colours and sizes."""
+    axis.set_xlabel(x, fontsize=9, color=PAGE_INK.text)
+    axis.set_ylabel(y, fontsize=9, color=PAGE_INK.text)
+    axis.tick_params(labelsize=8, colors=PAGE_INK.text)
+    for side, spine in axis.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(PAGE_INK.text)
+
+
 def histogram(sets: Mapping[str, tuple[np.ndarray, np.ndarray | None]], title: str, name: str) -> str:
     """Inline SVG of weighted histograms over common bins.
 
@@ -193,13 +203,8 @@ def histogram(sets: Mapping[str, tuple[np.ndarray, np.ndarray | None]], title: s
         weights = np.ones(len(values)) if weights is None else weights
         axis.hist(np.clip(values, bins[0], bins[-1]), list(bins), weights=weights / weights.sum(), histtype="step", color=colour, lw=1.8,
                   label=label)  # fmt: skip
-    axis.set_xlabel(title, fontsize=9, color=PAGE_INK.text)
-    axis.set_ylabel("share", fontsize=9, color=PAGE_INK.text)
-    axis.tick_params(labelsize=8, colors=PAGE_INK.text)
+    dress(axis, title, "share")
     axis.legend(fontsize=8, frameon=False, labelcolor=PAGE_INK.text)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(PAGE_INK.text)
     means = (f"{label} mean {np.average(values, weights=weights):.4g}" for label, (values, weights) in sets.items())
     return inline_svg(figure, name, f"Histogram of the {title}: {'; '.join(means)}")
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from didr_jax.reporting.contents import Contents
-from didr_jax.reporting.curves import PAGE_INK, inline_svg
+from didr_jax.reporting.curves import PAGE_INK, dress, inline_svg
 from didr_jax.reporting.verdict import standard_errors
 from didr_jax.training.evaluation import PREFIX
 
@@ -117,15 +117,10 @@ def pareto(points: Sequence[Point], cost: str, name: str) -> str:
         )  # fmt: skip
     steps = sorted((points[i].cost[0], points[i].reward[0]) for i in best)
     axis.step(*zip(*steps, strict=True), where="post", color=ink.text, lw=0.9, ls=":")
-    axis.set_xlabel(f"{cost}  (less is better)", fontsize=9, color=ink.text)
-    axis.set_ylabel("reward", fontsize=9, color=ink.text)
-    axis.tick_params(labelsize=8, colors=ink.text)
+    dress(axis, f"{cost}  (less is better)", "reward")
     axis.grid(color=ink.grid, lw=0.6)
     axis.set_axisbelow(True)
     axis.legend(fontsize=7, frameon=False, labelcolor=ink.text)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(ink.text)
     return inline_svg(figure, name, in_words(points, cost))
 
 

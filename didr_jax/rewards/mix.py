@@ -67,7 +67,7 @@ class RewardMix:
         return {name: model.tokenize(prompts) for name, model in self.models.items()}
 
     def combine(self, scores: Mapping[str, Any]) -> Any:
-        """Σ w (r − centre)/spread `[b]` of scores `{name: [b]}` in published units, of the trained rewards."""
+        """Σ w shape((r − centre)/spread) `[b]` of scores `{name: [b]}` in published units, of the trained rewards."""
         return sum((w * self.models[name].normalise(scores[name]) for name, w in self.weights.items()), 0.0)
 
     def apply(self, params: PyTree, images: Array, tokens: PyTree) -> MixScore:

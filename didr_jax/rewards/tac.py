@@ -14,7 +14,7 @@ from didr_jax.rewards.people import Ranked, named, read_rankings
 from didr_jax.rewards.scoring import score_pictures
 from didr_jax.types import InputError
 
-MIX = "mix"  # Σ w (r − centre)/spread of the rewards that are trained on
+MIX = "mix"  # the name of `RewardMix.combine` among the rewards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def rankings_in(path: str | os.PathLike, folder: str | os.PathLike, limit: int =
     """`read_rankings` of a file whose pictures are all there; opens none of them.
 
     Args:
-      path, folder, limit: as of `judge_rewards`.
+      path, folder, limit: as of `score_rankings`.
 
     Raises:
       InputError: as `read_rankings`, or pictures that are not in the folder.

@@ -7,9 +7,8 @@ import jax
 import numpy as np
 
 from didr_jax.images import read_rgb
-from didr_jax.suites.produce import save
 from didr_jax.suites.table import Suite
-from didr_jax.training.reports import picture_grid
+from didr_jax.training.reports import picture_grid, save_picture
 
 
 def write_grids(cells: Sequence[Sequence[str]], files: Sequence[str], suite: Suite) -> None:
@@ -23,4 +22,4 @@ def write_grids(cells: Sequence[Sequence[str]], files: Sequence[str], suite: Sui
     mine = slice(jax.process_index(), None, jax.process_count())
     for row, file in zip(cells[mine], files[mine], strict=True):
         if not os.path.isfile(file):
-            save(file, picture_grid(np.stack([read_rgb(cell) for cell in row]), suite.grid, gap=0), suite.saved)
+            save_picture(file, picture_grid(np.stack([read_rgb(cell) for cell in row]), suite.grid, gap=0), **suite.saved)

@@ -18,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from PIL import Image
 
 from didr_jax.training.metrics import clock, rate_of
 from didr_jax.training.parallel import ROWS, put_batch, settle
+from didr_jax.training.reports import save_picture
 from didr_jax.types import Array, InputError, PyTree
-from didr_jax.whole_files import whole_file
 
 WORKERS = 8  # threads that compress and write
 PERIOD = 20.0  # seconds between lines about progress
@@ -159,14 +158,8 @@ def _write(
         here = range(first, min(first + shard.data.shape[0], len(batch)))
         if shard.replica_id == 0 and any(wanted[i] for i in here):
             rows = np.asarray(shard.data)
-            tasks += [pool.submit(save, batch[i].path, rows[i - first], saved) for i in here if wanted[i]]
+            tasks += [pool.submit(save_picture, batch[i].path, rows[i - first], **saved) for i in here if wanted[i]]
     return tasks
-
-
-def save(path: str, picture: np.ndarray, saved: Mapping[str, Any]) -> None:
-    """Writes uint8 `[h, w, 3]`, whole or not at all; raises CannotSave."""
-    with whole_file(path, binary=True) as file:
-        Image.fromarray(picture).save(file, **saved)
 
 
 class _Progress:

@@ -14,11 +14,10 @@ from PIL import Image
 from didr_jax.images import read_rgb
 from didr_jax.rewards import RewardMix
 from didr_jax.rewards.scoring import score_pictures
+from didr_jax.rewards.tac import MIX
 from didr_jax.suites.prompts import Prompt
 from didr_jax.suites.table import Suite
 from didr_jax.types import InputError
-
-MIX = "mix"  # Σ w (r − centre)/spread of the rewards that are trained on, as --mode=tac calls it
 
 
 def find_pictures(suite: Suite, prompts: Sequence[Prompt], per_prompt: int, folder: str | os.PathLike) -> list[list[Path]]:

@@ -82,7 +82,7 @@ def calibrate(recipe: Recipe, run: Run, step: str = "") -> Calibration:
     remedy = f"train the stages before {name!r} first, for example with --config.{name}.steps=1: more steps are free afterwards"
     products: dict[str, Any] = {}
     for earlier in run.config.stages[:-1]:
-        products[earlier] = origin.taken(earlier, run) or left_by(earlier, run, remedy)
+        products[earlier] = origin.taken(earlier, run) or left_by(run.saves(earlier, read_only=True), earlier, run, remedy)
     stage = recipe.stages[name](products)
     if not stage.measures:
         raise InputError(f"--mode=calibrate: in stage {name!r} no reward pulls, so that there is no beta to find")

@@ -15,7 +15,7 @@ from didr_jax.weights.hub import Files, local, pinned, same_but_pinned
 
 
 def fetched(config, workdir: str, wanted: Mapping[str, Files]) -> Any:
-    """A copy of the config (or itself, if nothing is wanted) in which all paths are of this host; in the config itself names get their commits.
+    """A copy of the config in which all paths are of this host; in the config itself names get their commits.
 
     Args:
       config: of a run.
@@ -25,8 +25,6 @@ def fetched(config, workdir: str, wanted: Mapping[str, Files]) -> Any:
     Raises:
       InputError, in every process: a name of what is neither in the cache nor to be had.
     """
-    if not wanted:
-        return config
     before = (read_config(workdir) or ({},))[0] if workdir else {}
     variant = _get(config, "weights.variant") or None
     copy = config.copy_and_resolve_references()

@@ -53,10 +53,10 @@ def picture_grid(images: np.ndarray, columns: int, gap: int = 2, scale: int = 1)
     return canvas.repeat(scale, 0).repeat(scale, 1)
 
 
-def save_picture(path: str, picture: np.ndarray) -> None:
-    """A PNG of `picture [h, w]` or `[h, w, 3]`, uint8."""
+def save_picture(path: str, picture: np.ndarray, format: str = "PNG", **how: Any) -> None:
+    """`picture [h, w]` or `[h, w, 3]`, uint8, as a file that is whole or not there; `how`: Pillow's options of the format."""
     with whole_file(path, binary=True) as file:
-        Image.fromarray(picture).save(file, "PNG")
+        Image.fromarray(picture).save(file, format, **how)
 
 
 def _save_figure(path: str, figure) -> None:

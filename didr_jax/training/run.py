@@ -30,7 +30,6 @@ class Run:
     `picked`: the saves that `saved_products` chose, `{stage: (step, digests of the products)}`.
     `redraw(must)` is called after evaluations, and where a run ends early (then it must): what the run shows of itself may be
     drawn again; None: nothing is.
-    `steps`: of the saves that a mode reads, by stage.
     """
 
     config: Any
@@ -95,15 +94,14 @@ def saved_products(run: Run, step: str = "") -> Products:
             products[name] = saves.products(chosen)
         else:
             chosen, hint = run.config[name].steps, f", or see what it has with --step={LATEST}" if name == last else ""
-            products[name] = left_by(name, run, "run --mode=train first", hint)
+            products[name] = left_by(saves, name, run, "run --mode=train first", hint)
         run.picked[name] = chosen, _digests(saves.about(chosen))
     return products
 
 
-def left_by(stage: str, run: Run, remedy: str, if_begun: str = "") -> Mapping[str, Weights]:
+def left_by(saves: Checkpoints, stage: str, run: Run, remedy: str, if_begun: str = "") -> Mapping[str, Weights]:
     """The products of a stage; raises InputError, with a remedy, if it is not finished."""
-    saves, steps = run.saves(stage, read_only=True), run.config[stage].steps
-    latest = saves.latest()
+    latest, steps = saves.latest(), run.config[stage].steps
     if latest == steps:
         return saves.products(steps)
     at = f"at step {latest or 0} of {steps}"

@@ -7,9 +7,10 @@ Nothing is read but names and shapes.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from didr_jax.checks import listed
 from didr_jax.types import InputError
 from didr_jax.weights.files import Tensors
 from didr_jax.weights.states import choose
@@ -62,7 +63,9 @@ def _of_checkpoint(tensors: Tensors, part: str, state: str) -> Tensors:
     known = tuple(prefix for prefixes in PARTS.values() for prefix in prefixes)
     odd = [n for n in tensors if not n.startswith((*known, EMA)) and not BOOKKEEPING.fullmatch(n)]
     if odd:
-        raise InputError(f"weights: {len(odd)} tensors of the file are no part of a pipeline that is known here: {_few(odd)}")
+        raise InputError(
+            f"weights: {len(odd)} tensors of the file are no part of a pipeline that is known here: {listed(odd)}", odd
+        )
     own = _behind(PARTS[part][0], tensors)
     averages = {name: tensors[flat] for name in own if (flat := EMA + f"diffusion_model{name.replace('.', '')}") in tensors}
     return choose({"model": own} | ({"ema": averages} if averages else {}), state)
@@ -85,8 +88,3 @@ def _unwrapped(tensors: Tensors, state: str) -> Tensors:
 
 def _behind(prefix: str, tensors: Tensors) -> dict[str, Any]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _few(names: Iterable[str], most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

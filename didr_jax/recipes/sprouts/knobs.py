@@ -12,6 +12,8 @@ from didr_jax.recipes.text_to_image.knobs import text_to_image
 
 SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "sprouts"
 ONE_STEP = "one_step.safetensors"  # adapters, in a folder of sprouts
+# Of transformers of this size: they look at captions after 150 steps; with adamw, after 500.
+MUON = dict(name="muon", muon_rms=1.0, b1=0.95)
 
 
 def small_zimage(folder: str) -> ml_collections.ConfigDict:

@@ -93,11 +93,15 @@ def prompts(n: int, seed: int, never: Sequence[str] = ("mouth",), new: float = 0
     return [list(found)[i] for i in rng.permutation(n)]
 
 
+def preferences(recipe, preference: PyTree, images: np.ndarray) -> np.ndarray:
+    """The reward's scores `[n]` of pictures, uint8 `[n, 64, 64, 3]`, in its own units."""
+    return over_rows(jax.jit(lambda params, rows: recipe.prefer(params, to_float(rows))), preference, images, 256)
+
+
 def in_published_units(recipe, preference: PyTree, pictures) -> PyTree:
     """The preference's head, scaled so that the mix of rewards, which brings `aesthetic` to its published units, gets 0 for
     the mean of held-out faces that are not cheerful and 1 more for one that is."""
-    prefer = jax.jit(lambda params, images: recipe.prefer(params, to_float(images)))
-    scores = over_rows(prefer, preference, pictures.images, 256)
+    scores = preferences(recipe, preference, pictures.images)
     zero = float(np.mean(scores[~parts.cheerful(pictures.parts)]))
     last = max(preference["head"])
     kernel, bias = (np.asarray(preference["head"][last][name]) for name in ("kernel", "bias"))

@@ -10,7 +10,7 @@ from didr_jax.diffusion import add_noise
 from didr_jax.recipes.sprouts import judging, parts
 from didr_jax.recipes.sprouts.album import to_float
 from didr_jax.recipes.sprouts.data import LATENT, Encoded, chat_tokens, clip_ids, raw_means
-from didr_jax.recipes.sprouts.pipeline import NEW, prompts
+from didr_jax.recipes.sprouts.pipeline import NEW, preferences, prompts
 from didr_jax.reporting.curves import curves
 from didr_jax.reporting.page import write_report
 from didr_jax.rewards.people import Ranked
@@ -110,9 +110,8 @@ def _found(recipe, params: PyTree, pictures) -> float:
 
 
 def _agreement(recipe, params: PyTree, album) -> dict[str, float]:
-    prefer = jax.jit(lambda p, images: recipe.prefer(p, to_float(images)))
     n = len(album.other_parts)
-    a, b = (over_rows(prefer, params, images, SIZE) for images in (album.images[:n], album.other_images))
+    a, b = (preferences(recipe, params, images) for images in (album.images[:n], album.other_images))
     gain = parts.cheerful(album.parts[:n]) * 1.0 - parts.cheerful(album.other_parts)
     return {"agreement": float(np.mean(((a > b) == (gain > 0))[gain != 0])), "rms": float(np.sqrt(np.mean((a - b - gain) ** 2)))}
 
@@ -121,7 +120,7 @@ def _aligned(recipe, params: PyTree, album) -> Agreement:
     """Of the reward with the rule by which preferences were made: held-out pictures in groups of `OFFERED`, some of them
     cheerful."""
     n = len(album.images) // OFFERED * OFFERED
-    scores = over_rows(jax.jit(lambda p, images: recipe.prefer(p, to_float(images))), params, album.images[:n], SIZE)
+    scores = preferences(recipe, params, album.images[:n])
     rule = parts.cheerful(album.parts[:n]).astype(float).reshape(-1, OFFERED)
     return agreement([Ranked("a sprout", ("",) * OFFERED, each) for each in rule], list(np.reshape(scores, rule.shape)))
 
