@@ -125,10 +125,9 @@ def test_plain_reward_ascent_raises_the_alarm_for_hacking_and_didr_does_not(tmp_
     few = [f"--config.{stage}.steps={steps}" for stage, steps in short.items()]
     few += ["--config.eval.samples=1000", "--config.eval.every=20", "--config.checkpoint.every=300"]
     healthy = run("digits", tmp_path / "didr", *few, timeout=1500)
-    before = [stage for stage in short if stage != "align"]
-    for stage in before:  # the same start
-        shutil.copytree(tmp_path / "didr" / "checkpoints" / stage, tmp_path / "refl" / "checkpoints" / stage)
-    hacked = run("digits", tmp_path / "refl", *few, "--config.align.objective=refl", timeout=1500)
+    shutil.copytree(tmp_path / "didr", tmp_path / "refl", ignore=lambda _, names: {"align", "metrics.jsonl"} & {*names})
+    another = ["--config.align.objective=refl", "--allow_change=align.objective"]  # from the same start
+    hacked = run("digits", tmp_path / "refl", *few, *another, timeout=1500)
     assert "hacked" not in healthy and "the reward may be hacked: accuracy fell" in hacked
     marks = {who: [line.get("hacking/accuracy") for line in read_metrics(tmp_path / who)] for who in ("didr", "refl")}
     assert 1.0 not in marks["didr"] and marks["refl"][-1] == 1.0

@@ -27,6 +27,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from didr_jax.checks import listed
 from didr_jax.exits import CannotSave
 from didr_jax.training.digests import describe, digests, shapes_of
 from didr_jax.training.parallel import with_places
@@ -39,6 +40,7 @@ _REMEDY = "--mode=train goes on from an older save and makes it again"
 STATE = "state"  # the item that holds what only training needs
 FORMAT = 2  # of saves; 1 had the products inside the state
 BINDING = ("stage", "run")  # of what a save says of its origin: with its step, what it must have been saved for
+_INSTEAD = {"run": ": --config.init_from=ITS_WORKDIR begins from another run's"}
 
 
 def _line(error: Exception) -> str:
@@ -205,17 +207,19 @@ class Checkpoints:
           InputError: the newest save is of other networks or optimisers, or of an older version (nothing is
             touched), or there are saves and none can be read.
         """
-        damaged = []
+        damaged: dict[str, str] = {}  # where it is now -> what is wrong with it
         while (step := self._manager.latest_step()) is not None:
             items, problem = self._restore(step, shapes, whole)
             if problem is None:
                 return step, items
-            damaged.append(self._set_aside(step))
-            self._say(f"checkpoint {self.directory}/{step} is damaged ({problem}); moved to {damaged[-1]}")
+            aside = self._set_aside(step)
+            damaged[aside] = problem
+            self._say(f"checkpoint {self.directory}/{step} is damaged ({problem}); moved to {aside}")
         if damaged:
             raise InputError(
-                f"no checkpoint of {self.directory} can be read (moved to {', '.join(damaged)}); "
-                "put back a good copy, or start again to train this stage from its beginning"
+                f"no checkpoint of {self.directory} can be read (moved to {listed(list(damaged))}; "
+                f"{next(iter(damaged.values()))}); put back a good copy, or start again to train this stage from its beginning",
+                list(damaged),
             )
         return None
 
@@ -280,7 +284,7 @@ class Checkpoints:
             meta = self._meta(step)
             for name, wanted in {"step": step, **{name: self._about[name] for name in BINDING if name in self._about}}.items():
                 if name in meta and meta[name] != wanted:
-                    raise ValueError(f"it is the save of {name} {meta[name]}")
+                    raise ValueError(f"it is the save of {name} {meta[name]}" + _INSTEAD.get(name, ""))
             flat = lambda tables: {f"{name}: {path}": text for name, table in tables.items() for path, text in table.items()}
             wanted = flat({name: describe(tree) for name, tree in shapes.items()})
             found = flat({name: table for name, table in meta["leaves"].items() if whole or name in shapes})
