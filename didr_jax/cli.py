@@ -16,7 +16,7 @@ from didr_jax.agreement import told_by_first
 from didr_jax.checks import nearest
 from didr_jax.command_help import asked_for_help, help_text
 from didr_jax.config import flatten
-from didr_jax.exits import CannotSave, RunStopped, StopRequest
+from didr_jax.exits import CannotSave, RunStopped, StopRequest, mute_echoes
 from didr_jax.named_configs import SAVED, named_configs, with_paths
 from didr_jax.planning.plan import main_stage, make_plan
 from didr_jax.planning.report import report
@@ -190,6 +190,7 @@ def _load(path: str):
 def _run(_argv: list[str]) -> None:
     config, workdir, mode = _CONFIG.value, _WORKDIR.value or "", _MODE.value
     logging.set_verbosity(logging.FATAL)  # orbax narrates every save, and what it raises as well
+    mute_echoes()
     with _ending():
         start(config, alone=mode == "compile")
         validate(config)

@@ -14,6 +14,8 @@ Codes 74 and 75 are those of sysexits.h (I/O error, temporary failure).
 
 import contextlib
 import signal
+import sys
+import warnings
 from collections.abc import Iterator
 
 import jax
@@ -45,6 +47,24 @@ class Preempted(RunStopped):
 
 class Hacked(RunStopped):
     code = 76
+
+
+def mute_echoes() -> None:
+    """From now on the process does not show what fails in a library because the work that it was for has ended.
+
+    Orbax closes its loop when a disk is full, and every write still under way would print a traceback beside our line; what
+    it was reading when it is told to stop, Python would complain of as it exits.
+    """
+    report = sys.unraisablehook  # of what is raised where nobody can hear it: callbacks of C++, objects that are let go
+
+    def reported(unraisable):
+        trace = unraisable.exc_traceback
+        begins = "" if trace is None else trace.tb_frame.f_code.co_qualname
+        if begins not in ("BaseEventLoop.call_soon_threadsafe", "BaseEventLoop.__del__"):
+            report(unraisable)
+
+    sys.unraisablehook = reported
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
 
 
 class _Asked(KeyboardInterrupt):
