@@ -9,6 +9,7 @@ import pytest
 
 from didr_jax import lora
 from didr_jax.types import InputError
+from didr_jax.weights import lora_files
 from didr_jax.weights.files import read_tensors, write_safetensors
 from didr_jax.weights.rules import layer
 
@@ -39,7 +40,7 @@ def write(path, metadata=None, **alphas):
 
 def scales(path) -> dict[str, float]:
     """How many times B·A the kernels change when the adapters are merged, by layer."""
-    read = lora.saved(path, BASE, ALPHA, [TABLE], prefix="unet").load()
+    read = lora_files.saved(path, BASE, ALPHA, [TABLE], prefix="unet").load()
     merged = lora.merge({name: {"kernel": np.zeros((6, 4), np.float32)} for name in BASE}, read, ALPHA)
     found, file = {}, factors()
     for name in BASE:
@@ -88,8 +89,8 @@ def test_what_save_wrote_is_not_touched(tmp_path):
     adapters = {
         name: {"lora_a": np.ones((6, RANK), np.float32), "lora_b": np.full((RANK, 4), 1 / 3, np.float32)} for name in BASE
     }
-    lora.save(tmp_path / "a.safetensors", adapters, ALPHA, TABLE, prefix="unet")
-    read = lora.saved(tmp_path / "a.safetensors", BASE, ALPHA, [TABLE], prefix="unet").load()
+    lora_files.save(tmp_path / "a.safetensors", adapters, ALPHA, TABLE, prefix="unet")
+    read = lora_files.saved(tmp_path / "a.safetensors", BASE, ALPHA, [TABLE], prefix="unet").load()
     jax.tree.map(np.testing.assert_array_equal, read, adapters)
     assert len(read_tensors(tmp_path / "a.safetensors")) == 4
 

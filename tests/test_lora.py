@@ -11,6 +11,7 @@ from didr_jax import lora as lora_lib
 from didr_jax.models.zimage import ZImageTransformer
 from didr_jax.models.zimage_config import ZImageConfig
 from didr_jax.types import InputError
+from didr_jax.weights import lora_files
 from didr_jax.weights.engine import to_torch
 from didr_jax.weights.files import read_tensors, write_safetensors
 from didr_jax.weights.zimage import zimage_table
@@ -144,7 +145,7 @@ def test_float32_adapters_on_a_bf16_base():
 def test_saved_adapters_have_peft_names_and_act_like_the_merged_weights(setup, tmp_path):
     params, lora, _ = setup
     table = zimage_table(CONFIG)
-    lora_lib.save(tmp_path / "adapter.safetensors", lora, ALPHA, table, prefix="transformer")
+    lora_files.save(tmp_path / "adapter.safetensors", lora, ALPHA, table, prefix="transformer")
     file = read_tensors(tmp_path / "adapter.safetensors")
     assert file["transformer.layers.2.attention.to_out.0.lora_A.weight"].shape == (2, 24)
     assert file["transformer.all_x_embedder.2-1.lora_B.weight"].shape == (24, 2)
@@ -163,10 +164,10 @@ def test_saved_adapters_have_peft_names_and_act_like_the_merged_weights(setup, t
 def test_saved_adapters_come_back(setup, tmp_path):
     params, lora, _ = setup
     table, path = zimage_table(CONFIG), tmp_path / "adapter.safetensors"
-    load = lambda alpha, prefix="transformer": lora_lib.saved(path, params, alpha, [table], prefix=prefix).load()
-    lora_lib.save(path, lora, 8.0, table, prefix="transformer")  # alpha/rank is a power of two: nothing is rounded
+    load = lambda alpha, prefix="transformer": lora_files.saved(path, params, alpha, [table], prefix=prefix).load()
+    lora_files.save(path, lora, 8.0, table, prefix="transformer")  # alpha/rank is a power of two: nothing is rounded
     jax.tree.map(np.testing.assert_array_equal, load(8.0), lora)
-    lora_lib.save(path, lora, ALPHA, table, prefix="transformer")
+    lora_files.save(path, lora, ALPHA, table, prefix="transformer")
     jax.tree.map(lambda got, want: close(got, want, 1e-6), load(ALPHA), lora)
     jax.tree.map(lambda a, b: close(a, b, 1e-6), *(lora_lib.merge(params, load(a), a) for a in (ALPHA, 1.0)))
 

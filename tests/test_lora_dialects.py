@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from didr_jax import lora
 from didr_jax.models.unet_config import UNetConfig
 from didr_jax.types import InputError
+from didr_jax.weights import lora_files
 from didr_jax.weights.engine import to_torch
 from didr_jax.weights.files import write_safetensors
 from didr_jax.weights.ldm import ldm_unet_table
@@ -60,7 +61,7 @@ Q = [(RNG.normal(size=(2, 8)), RNG.normal(size=(8, 2))) for _ in range(3)]  # (d
 def kernel_update(path, part="unet"):
     """What the adapters of a file add to every kernel, by diffusers' names."""
     base = BASES[part]
-    read = lora.saved(path, base, ALPHA, TABLES[part], prefix=part)
+    read = lora_files.saved(path, base, ALPHA, TABLES[part], prefix=part)
     adapters = read.load()
     assert jax.tree.map(lambda a: a.shape, read.shapes) == jax.tree.map(jnp.shape, adapters)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), base)
@@ -121,7 +122,7 @@ def test_ranks_may_differ_and_layers_may_lack(tmp_path):
     assert len(found) == 2
     np.testing.assert_allclose(found[f"{PLACE}.transformer_blocks.0.attn2.to_q"], 3 / 5 * wide[1] @ wide[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found[f"{PLACE}.transformer_blocks.2.attn2.to_q"], 3 / 2 * Q[1][1] @ Q[1][0], rtol=1e-5, atol=1e-6)
-    flat = flatten_dict(lora.saved(path, BASES["unet"], ALPHA, TABLES["unet"], prefix="unet").load(), sep="/")
+    flat = flatten_dict(lora_files.saved(path, BASES["unet"], ALPHA, TABLES["unet"], prefix="unet").load(), sep="/")
     a = next(leaf for name, leaf in flat.items() if name.endswith("lora_a"))
     assert a.shape == (3, 8, 5) and np.all(np.abs(a[1]).max(0) > 0)
 
@@ -165,8 +166,8 @@ def test_what_is_written_comes_back(part, dialect, tmp_path):
     fresh = lora.init(jax.random.key(0), _nested(shapes), [""], rank=2)
     adapters = jax.tree.map(lambda a: jnp.asarray(RNG.normal(size=a.shape), jnp.float32), fresh)
     table = TABLES[part][dialect == "kohya"]
-    lora.save(tmp_path / "a.safetensors", adapters, ALPHA, table, prefix=part, dialect=dialect)
-    again = lora.saved(tmp_path / "a.safetensors", BASES[part], ALPHA, TABLES[part], prefix=part).load()
+    lora_files.save(tmp_path / "a.safetensors", adapters, ALPHA, table, prefix=part, dialect=dialect)
+    again = lora_files.saved(tmp_path / "a.safetensors", BASES[part], ALPHA, TABLES[part], prefix=part).load()
     jax.tree.map(np.testing.assert_array_equal, again, adapters)
 
 

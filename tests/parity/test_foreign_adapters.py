@@ -15,6 +15,7 @@ from peft.utils import get_peft_model_state_dict  # noqa: E402
 from didr_jax import lora  # noqa: E402
 from didr_jax.models.unet import UNet  # noqa: E402
 from didr_jax.models.unet_config import UNetConfig  # noqa: E402
+from didr_jax.weights import lora_files  # noqa: E402
 from didr_jax.weights.engine import to_flax, to_torch  # noqa: E402
 from didr_jax.weights.files import write_safetensors  # noqa: E402
 from didr_jax.weights.ldm import ldm_unet_table  # noqa: E402
@@ -78,7 +79,7 @@ def adapted(**options):
 
 def read(path, ours):
     shapes, tables, _ = ours
-    return merged(lora.saved(path, shapes, ALPHA, tables, prefix="unet").load(), ours)
+    return merged(lora_files.saved(path, shapes, ALPHA, tables, prefix="unet").load(), ours)
 
 
 @pytest.mark.parametrize("options", [{}, {"rank_pattern": {"to_v": 1}, "alpha_pattern": {"to_q": 1}}, {"use_rslora": True}])
@@ -118,7 +119,7 @@ def test_diffusers_reads_ours(ours, tmp_path, dialect):
     rng = np.random.default_rng(0)
     adapters = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), jnp.float32), fresh)
     path = tmp_path / "pytorch_lora_weights.safetensors"
-    lora.save(path, adapters, ALPHA, tables[dialect == "kohya"], prefix="unet", dialect=dialect)
+    lora_files.save(path, adapters, ALPHA, tables[dialect == "kohya"], prefix="unet", dialect=dialect)
     assert_close(read(path, ours), merged(adapters, ours), 1e-5)
     if dialect == "comfyui":  # which diffusers does not read for a UNet
         return

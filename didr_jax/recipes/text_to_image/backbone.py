@@ -40,7 +40,7 @@ class Backbone:
       single_table: the same in single files, of which they have the tensor `single_name`.
       repository: on the hub, the published pipeline.
       pipeline_class, network_class: of diffusers.
-      single_adapters: the dialect of adapters that go with single files, a key of `lora.DIALECTS`.
+      single_adapters: the dialect of adapters that go with single files, a key of `lora_files.DIALECTS`.
       timesteps: that the exported generator must be given by number; None: its scheduler visits them by itself.
       multiple: pixels that an image's sides must be multiples of.
       text_shapes: of the text of one prompt, {name: [1, ...]}.

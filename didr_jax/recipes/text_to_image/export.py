@@ -26,7 +26,7 @@ from didr_jax.training.parallel import to_host
 from didr_jax.training.run import Products, Run
 from didr_jax.training.startup import is_first_process
 from didr_jax.types import InputError, PyTree
-from didr_jax.weights import single_file
+from didr_jax.weights import lora_files, single_file
 from didr_jax.weights.clip import TEXT
 from didr_jax.weights.engine import to_torch
 from didr_jax.weights.files import write_safetensors
@@ -81,7 +81,7 @@ def write_export(task: Task, params: PyTree, folder: str, say: Callable[[str], N
     single, dtype, rank = section.format == "single_file", jnp.dtype(section.dtype), section.adapter_rank
     dialect = backbone.single_adapters if single else "diffusers"
     save_adapter = functools.partial(
-        lora.save,
+        lora_files.save,
         os.path.join(folder, ADAPTER),
         table=backbone.single_table if dialect == "kohya" else backbone.table,
         prefix=backbone.part,

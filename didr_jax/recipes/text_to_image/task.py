@@ -29,6 +29,7 @@ from didr_jax.text.prompts import read_prompts
 from didr_jax.training.parallel import held, made
 from didr_jax.training.step import Networks
 from didr_jax.types import Array, PyTree, Weights
+from didr_jax.weights import lora_files
 
 
 class Task:
@@ -186,7 +187,9 @@ class Task:
         """What the generator begins with besides its weights."""
         path, backbone = self.config.weights.generator_adapter, self.backbone
         tables = backbone.table, backbone.single_table
-        return lora.saved(path, backbone.shapes, self.config.lora.alpha, tables, prefix=backbone.part, seed=self.config.seed)
+        return lora_files.saved(
+            path, backbone.shapes, self.config.lora.alpha, tables, prefix=backbone.part, seed=self.config.seed
+        )
 
     @property
     def initial(self) -> Weights:
