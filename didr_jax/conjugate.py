@@ -54,7 +54,7 @@ the tilted mean x* = x̂(x', t') it has risen by what ℓ̃ claims, and has the 
 
 the answer is shortened to the part
 
-    b = (ρ (1 − q₁)₊ (1 − q₂)₊ / (1 + q*²))²                                                    (7)
+    b = (ρ (1 − q₁)₊ (1 − q₂)₊ / (1 + q*²))³                                                    (7)
 
 of (3), which is 1 for isotropic quadratics (ρ and the q_i for all) and falls to 0, the answer that is never worse than
 nothing, where the reward does not make the claim good.  Differences of ℓ below `ROUNDING` of ℓ, a reward in bfloat16, are no evidence.
@@ -175,8 +175,8 @@ def _made_good(start: Array, end: Array, claim: Array) -> Array:
 
 
 def _shortened(tilt: Array, belief: Array) -> Array:
-    """`tilt` times b of equation (7), the square of `belief [b]`."""
-    return tilt * per_sample(belief**2, tilt).astype(tilt.dtype)
+    """`tilt` times b of equation (7), the cube of `belief [b]`."""
+    return tilt * per_sample(belief**3, tilt).astype(tilt.dtype)
 
 
 def _fit(query: Query) -> Fit:
