@@ -41,12 +41,11 @@ def network(params, x, t):
     return h @ params[-1][0] + params[-1][1]
 
 
-def learn(name, steps, width=128, batch=512):
-    """The trained denoiser of a reference, v-prediction."""
-    mixture, _ = bench.REFERENCES[name]()
+def learned(mixture, steps, width=128, batch=512, seed=0):
+    """The trained denoiser of a mixture, v-prediction."""
     d = mixture.means.shape[1]
     sizes = [d + 8, width, width, width, d]
-    keys = jax.random.split(jax.random.key(0), len(sizes) - 1)
+    keys = jax.random.split(jax.random.key(seed), len(sizes) - 1)
     params = [(jax.random.normal(k, (m, n)) / m**0.5, jnp.zeros(n)) for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=False)]
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
 
@@ -65,7 +64,7 @@ def learn(name, steps, width=128, batch=512):
         updates, state = optimizer.update(jax.grad(loss)(params, key), state)
         return (optax.apply_updates(params, updates), state), None
 
-    train = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), jax.random.split(jax.random.key(1), steps))[0][0])
+    train = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), jax.random.split(jax.random.key(seed + 1), steps))[0][0])
     params = train(params)
     return lambda x, t: denoiser(params, x, t)
 
@@ -75,7 +74,7 @@ def main():
     parser.add_argument("--steps", type=int, default=3000, help="training steps of each network")
     steps = parser.parse_args().steps
     for name in bench.REFERENCES:
-        denoiser = learn(name, steps)
+        denoiser = learned(bench.REFERENCES[name]()[0], steps)
         columns = {}
         for reward in REWARDS:
             given = bench.problem(name, reward, per_time=12, chunks=32)

@@ -6,9 +6,9 @@ leaves the previous save intact.  A save is made of items, each of which can be 
     state   what only training needs: trained parameters, optimisers, counters; the data position and all
             randomness follow from the step
     ...     each product of the stage (a moving average, say) under its own name
-    meta    the config, the code's version, and of every leaf its shape, dtype and digest
+    meta    what the save says of itself (`save_meta`)
 
-A save that cannot be read back exactly (`digests`) is named, set aside in `corrupt/`, and the one before it is used.
+A save that cannot be read back exactly is named, set aside in `corrupt/`, and the one before it is used.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ import errno
 import math
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -29,8 +28,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from didr_jax.checks import listed
 from didr_jax.exits import CannotSave
-from didr_jax.training.digests import describe, digests, shapes_of
+from didr_jax.training.digests import shapes_of
 from didr_jax.training.parallel import with_places
+from didr_jax.training.save_meta import changed_leaf, require_format, require_leaves, require_origin, said_of
 from didr_jax.training.startup import is_first_process, on_first
 from didr_jax.training.workdir import CORRUPT
 from didr_jax.types import InputError, PyTree, Weights
@@ -38,9 +38,6 @@ from didr_jax.whole_files import probe
 
 _REMEDY = "--mode=train goes on from an older save and makes it again"
 STATE = "state"  # the item that holds what only training needs
-FORMAT = 2  # of saves; 1 had the products inside the state
-BINDING = ("stage", "run")  # of what a save says of its origin: with its step, what it must have been saved for
-_INSTEAD = {"run": ": --config.init_from=ITS_WORKDIR begins from another run's"}
 
 
 def _line(error: Exception) -> str:
@@ -59,16 +56,6 @@ def _silent() -> Iterator[None]:
 
 def _bytes(tree: PyTree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def code_version() -> str:
-    """The git commit of this code, with "+" if it was edited since; "unknown" outside a checkout."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    command = ["git", "-C", here, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
 
 
 class Checkpoints:
@@ -162,9 +149,7 @@ class Checkpoints:
         """
         if step == self._manager.latest_step():
             return
-        of_each = lambda describe: {name: describe(tree) for name, tree in items.items()}
-        meta = {"format": FORMAT, "step": step, **self._about, "leaves": of_each(describe), "digests": of_each(digests)}
-        meta |= {"note": note} if note else {}
+        meta = said_of(step, self._about, items, note)
         judged = {name: figures[name] for name in self._judged_by if np.isfinite(figures.get(name, np.nan))} if figures else {}
         with self._writing(step):
             self._probe(_bytes(items))
@@ -267,11 +252,7 @@ class Checkpoints:
     def _meta(self, step: int) -> dict:
         """Raises InputError for a save of an older version, and whatever orbax meets in one that is damaged."""
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        if meta.get("format", 1) != FORMAT:
-            raise InputError(
-                f"checkpoint {self.directory}/{step} was saved by another version of didr_jax (code {meta.get('code')}, "
-                f"format {meta.get('format', 1)}; this one reads {FORMAT}): go on with that version, or use a new workdir"
-            )
+        require_format(meta, f"{self.directory}/{step}")
         return meta
 
     def _restore(self, step: int, shapes: Mapping[str, PyTree], whole: bool):
@@ -282,27 +263,13 @@ class Checkpoints:
         items, problem = None, None
         try:
             meta = self._meta(step)
-            for name, wanted in {"step": step, **{name: self._about[name] for name in BINDING if name in self._about}}.items():
-                if name in meta and meta[name] != wanted:
-                    raise ValueError(f"it is the save of {name} {meta[name]}" + _INSTEAD.get(name, ""))
-            flat = lambda tables: {f"{name}: {path}": text for name, table in tables.items() for path, text in table.items()}
-            wanted = flat({name: describe(tree) for name, tree in shapes.items()})
-            found = flat({name: table for name, table in meta["leaves"].items() if whole or name in shapes})
-            differing = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-            if differing:
-                k = differing[0]
-                raise InputError(
-                    f"checkpoint {self.directory}/{step} holds another state (saved by code {meta.get('code')}): {k} is "
-                    f"{found.get(k)} there and {wanted.get(k)} here, {len(differing)} leaves differ; use a new workdir"
-                )
+            require_origin(meta, step, self._about)
+            require_leaves(meta, shapes, f"{self.directory}/{step}", whole)
             args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
             items = {name: restored[name] for name in shapes}
-            for name, tree in items.items():
-                now, then = digests(tree), meta["digests"][name]
-                wrong = [path for path in now if now[path] != then[path]]
-                if wrong and problem is None:
-                    problem = f"{name}: {wrong[0]} differs from what was saved"
+            wrong = changed_leaf(meta, items)
+            problem = f"{wrong} differs from what was saved" if wrong else None
         except InputError:
             raise
         except Exception as error:  # whatever orbax and the file system find wrong

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from didr_jax.training.checkpoint import Checkpoints, code_version
+from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.hacking import MARK, UNHARMED
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import shardings, with_places
 from didr_jax.training.redact import redacted
+from didr_jax.training.save_meta import code_version
 from didr_jax.types import InputError, PyTree, Weights
 
 LATEST, BEST = "latest", "best"  # saves, besides their numbers
