@@ -32,7 +32,7 @@ from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import make_mesh
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.redact import redacted
-from didr_jax.training.run import Run, check_step, saved_products
+from didr_jax.training.run import Run, StageMissing, check_step, saved_products
 from didr_jax.training.startup import is_first_process, leave, on_first, start
 from didr_jax.training.validate import validate
 from didr_jax.training.workdir import begin_anew, has_saves, lock, make_workdir
@@ -84,11 +84,17 @@ _FLAGS = (_CONFIG, _WORKDIR, _STEP, _ALLOW, _FIT, _VERBOSE)  # what --help tells
 def _work(recipe: Recipe, run: Run, mode: str) -> None:
     """Trains and then evaluates, or does one of the recipe's other modes, in every process."""
     with StopRequest() as stop:
-        products, mode = (train(recipe, run, stop), "eval") if mode == "train" else (None, mode)
+        if trained := mode == "train":
+            products, mode = train(recipe, run, stop), "eval"
         with jax.set_mesh(run.mesh), stop.at_once(f"doing --mode={mode}"):
-            if products is None:
+            if not trained:
                 products = {} if mode in recipe.alone else saved_products(run, _STEP.value)
-            recipe.modes[mode](products, run)
+            try:
+                recipe.modes[mode](products, run)
+            except StageMissing as missing:
+                if not trained:
+                    raise
+                run.log.say(f"trained as asked, and nothing is reported: {missing}")
 
 
 def _compile(config) -> None:

@@ -26,6 +26,7 @@ from didr_jax.planning.targets import Target
 from didr_jax.training import flops
 from didr_jax.training.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, with_places
 from didr_jax.training.recipe import Recipe
+from didr_jax.training.run import Finished
 from didr_jax.training.stages import Stage
 from didr_jax.types import PyTree, Weights
 
@@ -87,7 +88,7 @@ def main_stage(recipe: Recipe, config) -> Stage:
     def absent(shapes, shardings):
         raise LookupError("a plan loads nothing")
 
-    products: dict[str, dict[str, Weights]] = {}
+    products = Finished()
     for name in config.stages:
         stage = recipe.stages[name](products)
         products[name] = {key: Weights(shapes, absent) for key, shapes in stage.made_of(stage.shapes).items()}

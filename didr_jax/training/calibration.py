@@ -22,7 +22,7 @@ from didr_jax.training.introduction import heartbeat
 from didr_jax.training.parallel import put_batch, settle, to_host
 from didr_jax.training.pull import ALL, Measure
 from didr_jax.training.recipe import Recipe
-from didr_jax.training.run import Run, chosen_step, left_by
+from didr_jax.training.run import Finished, Run, chosen_step, left_by
 from didr_jax.training.stages import Stage
 from didr_jax.training.state import GameState
 from didr_jax.training.step import step_key
@@ -80,7 +80,7 @@ def calibrate(recipe: Recipe, run: Run, step: str = "") -> Calibration:
     """
     name = run.config.stages[-1]
     remedy = f"train the stages before {name!r} first, for example with --config.{name}.steps=1: more steps are free afterwards"
-    products: dict[str, Any] = {}
+    products = Finished()
     for earlier in run.config.stages[:-1]:
         products[earlier] = origin.taken(earlier, run) or left_by(run.saves(earlier, read_only=True), earlier, run, remedy)
     stage = recipe.stages[name](products)

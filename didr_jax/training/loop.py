@@ -26,7 +26,7 @@ from didr_jax.training.metrics import Progress, RunLog, read_metrics
 from didr_jax.training.parallel import check_batches, held, put_batch, settle
 from didr_jax.training.profiling import ProfileWindow
 from didr_jax.training.recipe import Recipe
-from didr_jax.training.run import Products, Run
+from didr_jax.training.run import Finished, Products, Run
 from didr_jax.training.stages import Stage
 from didr_jax.training.startup import is_first_process
 from didr_jax.training.watch import Dropped, diagnosis, write_stopped
@@ -253,11 +253,11 @@ def train(recipe: Recipe, run: Run, stop: StopRequest | None = None) -> Products
     """Runs all stages of the config in order and returns their products; `stop`: open; None: one of its own.
 
     Raises:
-      InputError: a batch that the mesh cannot divide.
+      InputError: a batch that the mesh cannot divide, or a stage before the one that it begins with (StageMissing).
       NotFinite, Hacked, Preempted, CannotSave: see `exits`.
     """
     check_batches(run.config, run.mesh)
-    products: dict[str, dict[str, Weights]] = {}
+    products = Finished()
     names = run.config.stages
     with jax.set_mesh(run.mesh), StopRequest() if stop is None else contextlib.nullcontext(stop) as stop:
         for i, name in enumerate(names):

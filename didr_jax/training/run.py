@@ -21,6 +21,18 @@ LATEST, BEST = "latest", "best"  # saves, besides their numbers
 Products = Mapping[str, Mapping[str, Weights]]  # stage -> what it leaves to later stages and to reports, by name
 
 
+class StageMissing(InputError):
+    """What is asked for needs a stage that the config does not train."""
+
+
+class Finished(dict[str, Mapping[str, Weights]]):
+    """`Products` of the stages so far; asking for another raises StageMissing."""
+
+    def __missing__(self, stage: str):
+        known = ", ".join(self) or "none"
+        raise StageMissing(f"stage {stage!r} is needed and not before this in config.stages (done: {known}); add it there")
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One run.  Everything is loaded into its place by the rules of `config.mesh`.
@@ -86,7 +98,7 @@ def saved_products(run: Run, step: str = "") -> Products:
         version's.
     """
     check_step(step)
-    products: dict[str, Mapping[str, Weights]] = {}
+    products = Finished()
     last = run.config.stages[-1]
     for name in run.config.stages:
         saves = run.saves(name, read_only=True)

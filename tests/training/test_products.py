@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from tiny_runs import tiny, train_tiny
 
+from didr_jax import recipes
 from didr_jax.training.claims import compare
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import make_mesh
-from didr_jax.training.run import Run, saved_products
+from didr_jax.training.run import Finished, Run, StageMissing, saved_products
 from didr_jax.types import InputError
 
 
@@ -52,6 +53,16 @@ def test_a_product_comes_in_another_dtype_if_asked(trained):
 def test_an_unfinished_stage_is_named(trained):
     with pytest.raises(InputError, match=r"stage 'distill' is not finished \(at step 20 of 30\); run --mode=train first"):
         saved_products(run_of(trained[0], distill__steps=30))
+
+
+def test_a_stage_that_is_needed_and_not_configured_is_named(tmp_path):
+    with pytest.raises(StageMissing, match=r"stage 'pretrain' is needed and not before this in config.stages \(done: none\)"):
+        train_tiny(tmp_path / "alone", tiny(stages=("distill",)))
+    (tmp_path / "first").mkdir()
+    run = run_of(tmp_path / "first", stages=("pretrain",))
+    recipe = recipes.build(run.config)
+    with pytest.raises(StageMissing, match=r"'distill' .*done: pretrain"):
+        recipe.modes["eval"](Finished(pretrain={}), run)
 
 
 def test_a_damaged_product_is_refused_with_the_way_out(trained, tmp_path):
