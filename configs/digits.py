@@ -23,8 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.network.generator_steps = 1  # evaluations per sample, 1 to 8, their times evenly spaced
     config.network.generator_solver = "renoise"  # between them: renoise (fresh noise) | ode (didr_jax.few_step)
 
-    config.pretrain = fit(steps=2500, lr=2e-3)
-    config.pretrain.optimizer.decay = True
+    config.pretrain = fit(steps=1200, lr=5e-3)
+    config.pretrain.optimizer.update(name="muon", muon_rms=1.0, b1=0.95, decay=True)  # adamw needs twice the steps for less
     config.pretrain.condition_dropout = 0.1  # share of samples trained without their label, for guidance
 
     config.reward = fit(steps=1500, lr=1e-3, batch_size=256)
