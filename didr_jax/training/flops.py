@@ -27,13 +27,13 @@ def _equation(equation) -> float:
     name, params = equation.primitive.name, equation.params
     if name in PRODUCTS:
         return PRODUCTS[name](equation)
-    inner = [count_jaxpr(jaxpr) for jaxpr in _inside(params)]
+    inner = [count_jaxpr(jaxpr) for jaxpr in inside(params)]
     if name == "cond":
         return max(inner)
     return REPEATS.get(name, lambda params: 1)(params) * sum(inner)
 
 
-def _inside(params: dict) -> Iterator:
+def inside(params: dict) -> Iterator:
     """The jaxprs among the parameters of an equation."""
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):

@@ -6,7 +6,7 @@ a batch.  Building one reads nothing; what is needed is read when the stage runs
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,6 +25,13 @@ from didr_jax.training.step import Networks, make_fit_step, make_game_step, no_n
 from didr_jax.types import InputError, PRNGKey, PyTree, Weights
 
 Items = dict[str, PyTree]
+
+
+class Settled(NamedTuple):
+    """What a config leaves to the machine ("auto") as `{key: word}`, and why, in a line; empty: it says all itself."""
+
+    words: Mapping[str, str] = {}
+    why: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Stage:
       evals: by name, what judges the stage while it runs (`evaluation`).
       rates: learning rates by name, `steps done -> rate of the next update`, for the log.
       about: lines for the log before the first step; only called where the stage runs.
+      settled: finds, once, what the config leaves to the machine, which takes seconds; the step asks for it when it is traced.
       measures: of the reward and of each of its parts, how hard they pull at the generator (`training.pull`).
     """
 
@@ -64,6 +72,7 @@ class Stage:
     evals: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
     rates: Mapping[str, Callable[[int], float]] = dataclasses.field(default_factory=dict)
     about: Callable[[], Sequence[str]] = tuple
+    settled: Callable[[], Settled] = Settled
     measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
 
     def compiled(self, places: Any, mesh: Mesh) -> jax.stages.Wrapped:
