@@ -5,6 +5,8 @@ a batch.  Building one reads nothing; what is needed is read when the stage runs
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ from didr_jax.training.parallel import create
 from didr_jax.training.pull import Measure, measures_of
 from didr_jax.training.state import init_fit, init_game
 from didr_jax.training.step import Networks, make_fit_step, make_game_step, no_noise
-from didr_jax.types import InputError, PRNGKey, PyTree, Weights
+from didr_jax.types import Array, InputError, PRNGKey, PyTree, Weights
 
 Items = dict[str, PyTree]
 
@@ -161,6 +163,17 @@ def _rate(section, updates: int, each: int = 1) -> Callable[[int], float]:
     return lambda step: float(course(step * each))
 
 
+def _logged(config, steps: int) -> Callable[[Array], Array] | None:
+    """Whether the step after so many is logged, or judged by `checkpoint.best` when it is saved; None: all are.
+
+    Of a run that goes on, the first line is one step after its save: it has the reward if it is one of these.
+    """
+    if config.log.every == 1:
+        return None
+    every = [config.log.every, *([config.checkpoint.every] if config.checkpoint.best else [])]
+    return lambda step: functools.reduce(operator.or_, [(step + 1) % n == 0 for n in every], (step == 0) | (step + 1 == steps))
+
+
 def game_stage(
     name: str,
     config,
@@ -245,6 +258,7 @@ def game_stage(
             ema_decay=section.ema,
             micro_batches=section.micro_batches,
             unroll=config.unroll,
+            due=_logged(config, section.steps),
         ),
         frozen=frozen or {},
         batch=batch,

@@ -209,6 +209,7 @@ def make_game_step(
     ema_decay: float,
     micro_batches: int = 1,
     unroll: bool = False,
+    due: Callable[[Array], Array] | None = None,
 ) -> Callable:
     """`(GameState, frozen, conditions) -> (GameState, metrics)`, equations (1) and (2).
 
@@ -222,6 +223,9 @@ def make_game_step(
       ema_decay: of the generator's moving average.
       micro_batches: into how many each batch is split, to accumulate gradients.
       unroll: lay out the loops over TA updates, micro-batches and denoising steps (convolutions on a CPU).
+      due: `steps done -> ` whether the log wants the reward's terms of the next one; None: of every one.  What is trained
+        does not depend on it: they are measured besides where no sample's gradient has a part of the reward, to tell
+        whether any sample has one.
 
     The step's `conditions` have two leading axes `[n_ta + 1, b]`: row i < n_ta for the i-th TA update,
     the last row for the generator.
@@ -258,7 +262,7 @@ def make_game_step(
         whole = lambda: networks.generator(params, frozen, z, c, jnp.full_like(i, last)).astype(x0.dtype)
         return jax.lax.stop_gradient(jax.lax.cond(i == last, lambda: x0, whole))
 
-    def generator_gradient(params, ta, frozen, c, key):
+    def generator_gradient(params, ta, frozen, c, key, wanted):
         make_key, diffuse_key, objective_key = jax.random.split(key, 3)
         rows, i = draw(make_key, diffuse_key, c, generator_times)
         row_keys = jax.random.split(objective_key, rows[-1].shape[0])
@@ -270,19 +274,24 @@ def make_game_step(
             bound_networks = bind(networks, frozen, ta, c, guidance)
             direction, aux = objective(x0, noise, t, row_keys, bound_networks, settings)
             loss_gradient = jax.grad(lambda x: jnp.mean(surrogate_loss(direction, x)) / size)(x0)
-            terms = {}
-            if networks.reward is not None:
-                whole = finished(params, frozen, z, c, i, x0)
-                if networks.terms is None:
-                    aux = aux | {"reward": networks.reward(frozen, whole, c)}
-                else:
-                    terms = {name: known.measure(values) for name, values in networks.terms(frozen, whole, c).items()}
+            silent, terms = known.unheard(aux), {}
+            if networks.terms is not None:
+
+                def read():
+                    values = networks.terms(frozen, finished(params, frozen, z, c, i, x0), c)
+                    return {name: known.measure(value) for name, value in values.items()}
+
+                terms = read() if wanted is None else known.seldom(wanted | silent, read)
+            elif networks.reward is not None:
+                aux = aux | {"reward": networks.reward(frozen, finished(params, frozen, z, c, i, x0), c)}
             grads = pullback(loss_gradient.astype(x0.dtype))[0]
-            return grads, {name: jnp.mean(values) for name, values in aux.items()}, terms
+            return grads, {name: jnp.mean(values) for name, values in aux.items()}, terms, silent.astype(jnp.float32)
 
         samples = len(row_keys)
-        grads, figures, terms = over_micro_batches(means, (rows, row_keys), micro_batches, unroll)
-        return grads, known.told(figures, terms, samples, micro_batches)
+        grads, figures, terms, silent = over_micro_batches(means, (rows, row_keys), micro_batches, unroll)
+        all_silent = silent > 1 - 0.5 / micro_batches
+        figures, bad = known.told(figures, terms, samples, micro_batches, wanted, all_silent)
+        return grads, figures, jnp.where(bad, jnp.nan, 0.0) if terms else figures.get("reward", 0.0)
 
     def step(state: GameState, frozen: PyTree, conditions: PyTree) -> tuple[GameState, dict]:
         n_ta = jax.tree.leaves(conditions)[0].shape[0] - 1
@@ -293,10 +302,9 @@ def make_game_step(
         update = lambda carry, inputs: ta_update(carry, inputs, state.generator, frozen)
         (ta, opt_ta, ta_skips), (ta_loss, ta_norm) = jax.lax.scan(update, carry, (ta_rows, keys[:-1]), unroll=unroll)
 
-        grads, figures = generator_gradient(state.generator, ta, frozen, last_row, keys[-1])
-        generator, opt_generator, norm, skip = guarded_update(
-            tx_generator, grads, state.opt_generator, state.generator, figures.get("reward", 0.0)
-        )
+        wanted = None if due is None else due(state.step)
+        grads, figures, guard = generator_gradient(state.generator, ta, frozen, last_row, keys[-1], wanted)
+        generator, opt_generator, norm, skip = guarded_update(tx_generator, grads, state.opt_generator, state.generator, guard)
         ema = moving_average(state.ema, generator, state.step, ema_decay)
 
         metrics = {"ta_loss": jnp.mean(ta_loss), "ta_grad_norm": jnp.mean(ta_norm), "grad_norm": norm} | figures
