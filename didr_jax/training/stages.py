@@ -19,11 +19,12 @@ from didr_jax.diffused_reward import resolve
 from didr_jax.objectives import OBJECTIVES, Objective
 from didr_jax.training.checkpoint import STATE
 from didr_jax.training.evaluation import Evaluator
+from didr_jax.training.fit import make_fit_step, no_noise
 from didr_jax.training.optim import learning_rate, make_optimizer
 from didr_jax.training.parallel import create
 from didr_jax.training.pull import Measure, measures_of
 from didr_jax.training.state import init_fit, init_game
-from didr_jax.training.step import Networks, make_fit_step, make_game_step, no_noise
+from didr_jax.training.step import Networks, make_game_step
 from didr_jax.types import Array, InputError, PRNGKey, PyTree, Weights
 
 Items = dict[str, PyTree]
@@ -258,6 +259,8 @@ def game_stage(
             ema_decay=section.ema,
             micro_batches=section.micro_batches,
             unroll=config.unroll,
+            ta_reuse=section.ta_reuse,
+            ta_after=section.ta_after,
             due=_logged(config, section.steps),
         ),
         frozen=frozen or {},
