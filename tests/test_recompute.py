@@ -86,7 +86,7 @@ def part(words=REMAT, key="network.remat", passes=3, seen=None):
             seen.append((key, word))
         return gradient(word)
 
-    return Part(key, words, of, passes, 2, shape(8, WIDTH, WIDTH))
+    return Part(key, words, of, passes, lambda word: 2, shape(8, WIDTH, WIDTH))
 
 
 def test_the_fewest_operations_that_fit_are_chosen():
@@ -141,6 +141,20 @@ def test_a_recipe_settles_what_the_config_leaves_open_and_says_so(tiny_pipeline)
 
     _, _, most = planned(network__vae_remat="blocks", network__remat="blocks", rewards__remat="blocks")
     assert most.settled() == ({}, "") and plan.flops < operations(most)
+
+
+@pytest.mark.slow
+def test_a_step_more_of_a_short_denoising_is_recomputed_once(tiny_pipeline):  # noqa: F811
+    """By the blocks of its network; not by the step as well."""
+    given = dict(network__vae_remat="none", network__remat="blocks", rewards__remat="none", align__estimator="drp")
+    stages = {k: planned(align__num_steps=k, **given) for k in (2, 3)}
+    recipe, stage = stages[2][1], stages[2][2]
+    base, frozen = recipe.task.networks().reference, {name: weights.shapes for name, weights in stage.frozen.items()}
+    c = {"text": jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stage.batch_shapes["text"])}
+    gradient = jax.grad(lambda x_t, t, c, frozen: base(frozen, x_t, t, c).sum())
+    once = flops.count(gradient, shape(16, *recipe.task.backbone.event_shape), shape(16), c, frozen)
+    more = operations(stages[3][2]) - operations(stage)
+    assert 0.95 * once < more <= once  # what depends on the text alone is not computed again; twice would be a third more
 
 
 def test_the_processor_has_the_hosts_memory():

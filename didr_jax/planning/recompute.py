@@ -36,7 +36,7 @@ class Part:
       words: which of them it may be, from the least recomputation to the most.
       gradient: `word -> (function, shapes of its arguments)`: one backward pass over the rows that a device has at once.
       passes: backward passes for each row and step.
-      open: how many of them are open at the same time.
+      open: how many of them are open at the same time, by word.
       weights: shapes that are parameters, and no activations.
     """
 
@@ -44,7 +44,7 @@ class Part:
     words: Sequence[str]
     gradient: Callable[[str], tuple[Callable, Sequence[PyTree]]]
     passes: int
-    open: int
+    open: Callable[[str], int]
     weights: PyTree
 
 
@@ -66,7 +66,7 @@ def measure(part: Part, word: str) -> tuple[float, int]:
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     weights = {leaf.shape for leaf in jax.tree.leaves(part.weights) if leaf.shape}
     size = lambda aval: 0 if getattr(aval, "shape", ()) in weights else bytes_of(aval)
-    return part.passes * flops.count_jaxpr(jaxpr), part.open * most_alive(jaxpr, size)
+    return part.passes * flops.count_jaxpr(jaxpr), part.open(word) * most_alive(jaxpr, size)
 
 
 def choose(parts: Sequence[Part], fixed: int, room: int | None) -> Choice:

@@ -186,6 +186,7 @@ def game_stage(
     frozen: Mapping[str, Weights] | None = None,
     objective: Objective | None = None,
     condition_shapes: PyTree = None,
+    recompute_steps: bool = True,
     evals: Mapping[str, Evaluator] | None = None,
     about: Callable[[], Sequence[str]] = tuple,
 ) -> Stage:
@@ -203,6 +204,7 @@ def game_stage(
       frozen: what the networks read besides their own parameters.
       objective: in place of the one that the section names.
       condition_shapes: of the conditions of one sample, `[1, ...]`, for plans; None: `conditions` reads nothing.
+      recompute_steps: `Estimate.remat`: whether a differentiated short denoising recomputes its steps.
       evals, about: see `Stage`; the objective and its numbers are told before `about`.
 
     Raises:
@@ -237,6 +239,7 @@ def game_stage(
         )
 
     settings = settings_of(section)
+    settings = dataclasses.replace(settings, estimate=dataclasses.replace(settings.estimate, remat=recompute_steps))
     generator_times = section.generator_t_min, section.generator_t_max
     many = lambda a: jax.ShapeDtypeStruct((updates, n, *a.shape[1:]), a.dtype)
     return Stage(

@@ -190,7 +190,8 @@ class TextToImage(Recipe):
         @functools.cache
         def resolved() -> Stage:
             with jax.ensure_compile_time_eval():  # it is asked for while a program is traced
-                return self._stage(config, Task(recompute.with_words(config, found().words), *make).networks())
+                words = recompute.with_words(config, found().words)
+                return self._stage(words, Task(words, *make).networks())
 
         measures = {name: (lambda *rows, name=name: resolved().measures[name](*rows)) for name in stage.measures}
         step = lambda state, frozen, batch: resolved().step(state, frozen, batch)
@@ -211,6 +212,7 @@ class TextToImage(Recipe):
             conditions=conditions,
             condition_shapes=self._condition_shapes() if task.planning else None,
             frozen=task.frozen(),
+            recompute_steps=recompute.recomputes_steps(config.network.remat),
             evals={"samples": Evaluator(config.eval.every, report.in_the_loop(task), watched=report.watched(task))},
             about=self._about,
         )

@@ -57,6 +57,12 @@ def settled(config, make_backbone: Callable, planning: bool, stage: Stage) -> Se
     return Settled(*json.loads(from_first(choice)))
 
 
+def recomputes_steps(word: str) -> bool:
+    """Whether the steps of a short denoising are recomputed whole: not where the network recomputes its blocks, which would
+    then be computed three times."""
+    return word not in ("blocks", AUTO)
+
+
 def with_words(config, words: Mapping[str, str]):
     """A copy of the config."""
     copy = config.copy_and_resolve_references()
@@ -131,9 +137,11 @@ def _parts(config, make_backbone: Callable, planning: bool, ways: int) -> list[P
 
     words = {key: REMAT if _get(config, key) == AUTO else (_get(config, key),) for key in KEYS}
     weights: PyTree = (trained, shapes)
-    rest: Any = (of_reward, min(of_reward, 1), weights)
+    chains = n if row.rewards(k, n)[0] > 1 else 1  # short denoisings that are differentiated side by side
+    steps = lambda word: linear * chains * (1 if recomputes_steps(word) else k)
+    rest: Any = (of_reward, lambda word: min(of_reward, 1), weights)
     return [
-        Part(KEYS[0], words[KEYS[0]], network_gradient, of_network, 1 + through + linear, weights),
+        Part(KEYS[0], words[KEYS[0]], network_gradient, of_network, lambda word: 1 + through + steps(word), weights),
         Part(KEYS[1], words[KEYS[1]], decoder_gradient, *rest),
         Part(KEYS[2], words[KEYS[2]], reward_gradient, *rest),
     ]
