@@ -89,7 +89,8 @@ def choose(parts: Sequence[Part], fixed: int, room: int | None) -> Choice:
     most = tuple(part.words[-1] for part in parts)
     if room is None:
         return Choice(named(most), 0, None, False)
-    fit, too_large = [], []
+    fit: list[tuple[str, ...]] = []
+    too_large: list[tuple[str, ...]] = []
     for words in itertools.product(*(part.words for part in parts)):
         if any(all(a <= b for a, b in zip(rank(better), rank(words), strict=True)) for better in fit):
             continue
@@ -98,7 +99,7 @@ def choose(parts: Sequence[Part], fixed: int, room: int | None) -> Choice:
         return Choice(named(most), needed(most), None, False)
     best = min(fit, key=operations)
     less = max((words for words in too_large if operations(words) <= operations(best)), key=operations, default=None)
-    return Choice(named(best), needed(best), less and needed(less), True)
+    return Choice(named(best), needed(best), None if less is None else needed(less), True)
 
 
 def in_words(choice: Choice, room: Room) -> str:

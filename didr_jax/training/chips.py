@@ -69,8 +69,8 @@ def room_here() -> Room:
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     chip = chip_here()
-    if limit or chip:
-        return room_of(limit or chip.memory, device.device_kind)
+    if memory := limit or (chip.memory if chip else 0):
+        return room_of(memory, device.device_kind)
     if device.platform == "cpu" and jax.process_count() == 1:  # the processes of a host do not know of each other
         each = int(HOST_SHARE * _host_memory() / jax.local_device_count())
         return Room(each, f"the host's memory, {HOST_SHARE:.0%} of it for {jax.local_device_count()} device(s)")

@@ -95,7 +95,8 @@ def _parts(config, make_backbone: Callable, planning: bool, ways: int) -> list[P
     objective, estimate = OBJECTIVES[section.objective], estimate_of(section)
     row, k, n = estimator_of(estimate), estimate.num_steps, estimate.num_samples
 
-    rewarded = task(REMAT[-1]).mix is not None
+    plain = task(REMAT[-1])
+    rewarded = plain.mix is not None
     linear = objective.estimates and rewarded and row.differentiates_denoiser
     through = (2 + (section.guidance != 1)) * objective.through_scores
     of_network = section.ta_updates + 1 + through + (row.evaluations(k, n)[1] if linear else 0)
@@ -105,13 +106,13 @@ def _parts(config, make_backbone: Callable, planning: bool, ways: int) -> list[P
     of_reward *= rewarded
 
     who = "ta" if network.ta == "full" else "generator"  # full training keeps more
-    shapes = {name: weights.shapes for name, weights in task(REMAT[-1]).frozen().items()}
-    trained = task(REMAT[-1]).start(who).shapes
-    x0 = jax.ShapeDtypeStruct((rows, *task(REMAT[-1]).backbone.event_shape), jnp.float32)
+    shapes = {name: weights.shapes for name, weights in plain.frozen().items()}
+    trained = plain.start(who).shapes
+    x0 = jax.ShapeDtypeStruct((rows, *plain.backbone.event_shape), jnp.float32)
     t = jax.ShapeDtypeStruct((rows,), jnp.float32)
     image = jax.ShapeDtypeStruct((rows, config.image.height, config.image.width, 3), jnp.float32)
     spread = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), tree)
-    text = spread(dict(task(REMAT[-1]).backbone.text_shapes))
+    text = spread(dict(plain.backbone.text_shapes))
 
     def network_gradient(word: str) -> tuple[Callable, tuple]:
         at = task(word)
@@ -129,11 +130,8 @@ def _parts(config, make_backbone: Callable, planning: bool, ways: int) -> list[P
         mix = task(word).mix
         assert mix is not None, "a reward that is differentiated is there"
         tokens = spread(mix.tokenize([""]))
-        return jax.grad(lambda image, params, tokens: jnp.sum(mix.apply(params, image, tokens).total)), (
-            image,
-            shapes["rewards"],
-            tokens,
-        )
+        total = lambda image, params, tokens: jnp.sum(mix.apply(params, image, tokens).total)
+        return jax.grad(total), (image, shapes["rewards"], tokens)
 
     words = {key: REMAT if _get(config, key) == AUTO else (_get(config, key),) for key in KEYS}
     weights: PyTree = (trained, shapes)
