@@ -44,6 +44,7 @@ def main(argv):
     config.align.micro_batches = MICRO.value
     config.align.batch_size = ROWS.value * DEVICES.value * MICRO.value or BATCH.value
     config.mesh.data, config.mesh.fsdp = 1, DEVICES.value
+    config.network.remat = config.network.vae_remat = config.rewards.remat = "blocks"
     for knob in argv[1:]:
         key, value = knob.split("=", 1)
         config.update_from_flattened_dict({key: type(functools.reduce(operator.getitem, key.split("."), config))(value)})

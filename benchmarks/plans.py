@@ -17,6 +17,7 @@ MACHINES = flags.DEFINE_list(
     "as config.compile.topology",
 )  # fmt: skip
 BATCH = flags.DEFINE_integer("batch", 128, "samples of a step")
+REMAT = flags.DEFINE_string("remat", "blocks", "what all networks recompute")
 UTILISATION = flags.DEFINE_float("utilisation", 0.4, "of the peak")
 
 
@@ -30,6 +31,7 @@ def main(argv):
     for train in ("full", "lora"):
         config = importlib.import_module(f"configs.{CONFIG.value}").get_config()
         config.network.generator = config.network.ta = train
+        config.network.remat = config.network.vae_remat = config.rewards.remat = REMAT.value
         config.align.batch_size = BATCH.value
         config.compile.only_shapes, config.mesh.data, config.mesh.fsdp = True, 1, -1
         stage, operations = main_stage(recipes.build(config).planned(), config), None

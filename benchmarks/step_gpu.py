@@ -47,6 +47,7 @@ def settings():
     config.align.ta_updates = TA_UPDATES.value
     config.network.generator = config.network.ta = TRAIN.value
     config.network.remat = config.rewards.remat = REMAT.value
+    config.network.vae_remat = "blocks"
     config.network.vae_attention = "xla" if TINY.value else "chunked"
     if TINY.value:
         tiny_sdxl.use(config)

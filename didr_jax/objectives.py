@@ -257,6 +257,7 @@ class Objective(NamedTuple):
       needs_reward: without a reward it is another objective, or none: not to be configured without one.
       differentiates_reward: it takes ∇_{x0} r itself, so that a black box will not do.
       estimates: it asks `settings.estimate` for the diffused reward score, which may or may not take ∇_{x0} r.
+      through_scores: its gradient flows through the inputs of TA and reference.
       weighting: its w' where a config leaves the choice to it: that of its publication, or DMD2's [ours].
     """
 
@@ -264,6 +265,7 @@ class Objective(NamedTuple):
     needs_reward: bool = False
     differentiates_reward: bool = False
     estimates: bool = False
+    through_scores: bool = False
     weighting: str = "dmd2"
 
     def __call__(self, x0: Array, noise: Array, t: Array, key: PRNGKey, nets: Bound, settings: Settings) -> tuple[Array, dict]:
@@ -275,9 +277,9 @@ OBJECTIVES: dict[str, Objective] = {
     "dmd2": Objective(dmd2),
     "didr": Objective(didr, needs_reward=True, estimates=True),
     "dipp": Objective(dipp, needs_reward=True, differentiates_reward=True),
-    "sim": Objective(sim),
-    "sid": Objective(sid),
-    "distar": Objective(distar, needs_reward=True, differentiates_reward=True),
+    "sim": Objective(sim, through_scores=True),
+    "sid": Objective(sid, through_scores=True),
+    "distar": Objective(distar, needs_reward=True, differentiates_reward=True, through_scores=True),
     "refl": Objective(refl, needs_reward=True, differentiates_reward=True),
 }
 

@@ -8,7 +8,7 @@ import pytest
 from tiny_runs import tiny
 
 from didr_jax import recipes
-from didr_jax.training.step import over_micro_batches
+from didr_jax.training.accumulation import over_micro_batches
 
 SGD = {f"{part}.{knob}": value for part in ("pretrain.optimizer", "align.generator_optimizer", "align.ta_optimizer")
        for knob, value in (("name", "sgd"), ("b1", 0.0), ("lr", 0.1), ("warmup", 0))}  # fmt: skip

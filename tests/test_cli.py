@@ -41,6 +41,7 @@ DIGITS = "--config=configs/digits.py"
         ("align.num_steps", 0, ["config.align.num_steps = 0", "at least 1"]),
         ("align.stochasticity", 2.0, ["config.align.stochasticity = 2.0", "[0, 1]"]),
         ("align.generator_t_max", 1.5, ["cosine", "1.0"]),
+        ("align.ta_reuse", 2, ["config.align.ta_reuse = 2", "3 TA updates", "multiple"]),
         ("align.ta_t_min", 0.0, ["no noise"]),
         ("align.ta_optimizer.name", "adam", ["adamw"]),
         ("schedule.name", "cosin", ["did you mean cosine"]),

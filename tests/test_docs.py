@@ -113,6 +113,7 @@ def test_a_planned_command_of_the_docs_runs():
     command = next(
         c for c in commands()["docs/plans.md"] if c.startswith("python run.py --config=configs/sdxl.py --mode=compile")
     )
-    words = [*shlex.split(command)[1:], "--config.compile.only_shapes=True"]
+    blocks = [f"--config.{key}=blocks" for key in ("network.remat", "network.vae_remat", "rewards.remat")]  # auto traces them all
+    words = [*shlex.split(command)[1:], "--config.compile.only_shapes=True", *blocks]
     done = subprocess.run([sys.executable, *words], cwd=REPO, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "operations per image" in done.stdout, done.stderr

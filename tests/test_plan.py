@@ -21,6 +21,7 @@ from didr_jax.planning.report import FIRST, LAST, advice
 from didr_jax.planning.report import report as whole_report
 from didr_jax.recipes.text_to_image.advice import REMEDIES
 from didr_jax.recipes.text_to_image.recipe import TextToImage
+from didr_jax.recipes.text_to_image.recompute import KEYS
 from didr_jax.recipes.text_to_image.stable_diffusion import StableDiffusion
 from didr_jax.training import chips
 from didr_jax.training.flops import count
@@ -52,7 +53,7 @@ def tiny(**more):
     config.update_from_flattened_dict(
         {
             "compile.pipeline": "tiny", "image.height": 16, "image.width": 16, "rewards.custom": "test_plan:redness",
-            "rewards.custom_differentiable": True, "align.batch_size": 8, "align.ta_updates": 1,
+            "rewards.custom_differentiable": True, "align.batch_size": 8, "align.ta_updates": 1, **{key: "blocks" for key in KEYS},
         } | {key.replace("__", "."): value for key, value in more.items()}
     )  # fmt: skip
     return config
@@ -176,6 +177,7 @@ def test_the_verdict_and_what_to_change():
     config = sdxl.get_config()
     assert made(3 * chips.GIB).fits and made(17 * chips.GIB).fits is False and made(None).fits is None
     assert made(None, big=17 * chips.GIB).fits is False and made(None, "Ran out of memory").fits is False
+    config.network.remat = "blocks"
     first, second, *_, last = advice((*FIRST, *REMEDIES, *LAST), made(17 * chips.GIB), config)
     assert "mesh.fsdp=-1" in first and "micro_batches=8" in second and "larger machine" in last
     report = lambda plan, config: whole_report(plan, config, TextToImage(config, StableDiffusion))

@@ -22,7 +22,7 @@ REDNESS = {"custom": "tests.text_to_image.tiny_sdxl:redness"}
 DEFAULTS = {
     "hps": "", "pickscore": "", "imagereward": "", "clipscore": "", "aesthetic": "", "custom": "",
     "custom_differentiable": False, "held_out": ("clipscore", "aesthetic"), "clip": "", "clip_tokenizer": "",
-    "bert_tokenizer": "", "dtype": "float32", "remat": "blocks",
+    "bert_tokenizer": "", "dtype": "float32", "remat": "auto",
 }  # fmt: skip
 
 

@@ -10,8 +10,10 @@ from didr_jax import closed_form, schedules
 from didr_jax.diffusion import add_noise
 from didr_jax.estimators import Estimate
 from didr_jax.objectives import OBJECTIVES, Settings
+from didr_jax.training.fit import make_fit_step
+from didr_jax.training.flops import count
 from didr_jax.training.state import init_fit, init_game
-from didr_jax.training.step import Networks, draw_times, make_fit_step, make_game_step, step_key
+from didr_jax.training.step import Networks, draw_times, make_game_step, step_key
 
 SCHEDULE = schedules.cosine()
 REFERENCE = closed_form.GaussianMixture.of([[1.0, 1.0]], std=0.7).denoiser(SCHEDULE)
@@ -37,10 +39,10 @@ NETWORKS = Networks(
 )
 
 
-def game_step(tx=optax.sgd(LR), seed=0, objective="didr"):
+def game_step(tx=optax.sgd(LR), seed=0, objective="didr", **more):
     return make_game_step(
         NETWORKS, OBJECTIVES[objective], Settings(beta=2.0, estimate=Estimate("drp")), tx, tx,
-        seed=seed, guidance=1.0, ta_weighting="v", ta_times=(0.1, 0.9), generator_times=(0.2, 0.8), ema_decay=EMA,
+        seed=seed, guidance=1.0, ta_weighting="v", ta_times=(0.1, 0.9), generator_times=(0.2, 0.8), ema_decay=EMA, **more,
     )  # fmt: skip
 
 
@@ -99,6 +101,35 @@ def test_steps_differ_by_step_and_seed_and_by_nothing_else():
     other = jax.jit(game_step(seed=1))(start(), FROZEN, CONDITIONS)[0]
     np.testing.assert_array_equal(first.generator["w"], again.generator["w"])
     assert not np.array_equal(first.generator["w"], other.generator["w"])
+
+
+def ta_by_hand(ta, x0, shift, diffuse):
+    """After one update on `x0` with the noise and times of a key."""
+    time_key, noise_key = jax.random.split(diffuse)
+    t = draw_times(SCHEDULE, time_key, N, 0.1, 0.9)
+    x_t = add_noise(SCHEDULE, x0, jax.random.normal(noise_key, (N, 2)), t)
+    weight = 1 / SCHEDULE.sigma(t)[:, None] ** 2
+    gradient = jax.grad(lambda p: jnp.mean(weight * (linear(p, x_t) + shift - x0) ** 2))(ta)
+    return jax.tree.map(lambda p, g: p - LR * g, ta, gradient)
+
+
+@pytest.mark.parametrize("reuse, after, made_anew, parts", [(3, False, 1, 2), (2, True, 1, 1)])
+def test_samples_that_are_reused_get_new_noise_and_times_and_are_not_made_again(reuse, after, made_anew, parts):
+    step = game_step(ta_reuse=reuse, ta_after=after, micro_batches=parts)
+    state, _ = jax.jit(step)(start(), FROZEN, CONDITIONS)
+    keys, ta = jax.random.split(step_key(0, jnp.asarray(0)), N_TA + 1), parameters(1)
+    make = [jax.random.split(key, 3)[0] for key in keys[-1:]]  # of the generator's update
+    of_row = lambda row, key: (linear(parameters(0), jax.random.normal(jax.random.split(key)[0], (N, 2))) + shift_of(row), row)
+    shift_of = lambda row: CONDITIONS["shift"][row][:, None]
+    for i in range(N_TA):
+        first = i - i % reuse
+        last = after and i == N_TA - 1
+        x0, row = of_row(N_TA, make[0]) if last else of_row(first, jax.random.split(keys[first])[0])
+        ta = ta_by_hand(ta, x0, shift_of(row), jax.random.split(keys[i])[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.ta, ta)
+    generation = 2 * N * 2 * 2
+    saved = count(game_step(), start(), FROZEN, CONDITIONS) - count(step, start(), FROZEN, CONDITIONS)
+    assert saved == (N_TA - made_anew) * generation
 
 
 def test_a_non_finite_gradient_leaves_everything_but_the_count_as_it_was():

@@ -1,5 +1,6 @@
 """What a backward pass recomputes instead of keeping, said in one word for every network.
 
+    auto       what the recipe has found to fit (`planning.recompute`); where no step was planned, as `blocks`
     none       nothing: every activation is kept
     products   norms, activations and attention weights; what products and convolutions gave is kept
     blocks     everything: of each block only the input is kept
@@ -27,11 +28,13 @@ def keep_products(primitive: Any, *_, **params) -> bool:
 
 # word -> policy of `jax.checkpoint`: may this intermediate result be kept?  None: no, not one.
 POLICIES: dict[str, Callable | None] = {"products": keep_products, "blocks": None}
-REMAT = ("none", *POLICIES)
+REMAT = ("none", *POLICIES)  # from the least recomputation to the most
+AUTO = "auto"
+WORDS = (AUTO, *REMAT)  # of a config
 
 
 def rematerialised(block: type[nn.Module], how: str, *, prevent_cse: bool = True) -> type[nn.Module]:
-    """The module class `block`, recomputing in its backward pass as `how`, one of `REMAT`, says.
+    """The module class `block`, recomputing in its backward pass as `how`, one of `WORDS`, says.
 
     Args:
       prevent_cse: see `jax.checkpoint`; False inside a scan, which needs no such guard.
@@ -39,4 +42,5 @@ def rematerialised(block: type[nn.Module], how: str, *, prevent_cse: bool = True
     Raises:
       KeyError: another word (recipes check theirs).
     """
+    how = "blocks" if how == AUTO else how
     return block if how == "none" else nn.remat(block, prevent_cse=prevent_cse, policy=POLICIES[how])

@@ -16,6 +16,7 @@ import dataclasses
 import math
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -48,6 +49,7 @@ class Plan:
       needed: bytes per device in all; None: not known.
       refused: what the compiler said if the program is too large for it; empty: it did not.
       seconds: that the compiler took.
+      words, why: what was chosen for the machine, as of `stages.Settled`.
       warnings: lines about what it could not keep in its place (`compiler_log`).
     """
 
@@ -65,6 +67,8 @@ class Plan:
     refused: str = ""
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    why: str = ""
 
     @property
     def fits(self) -> bool | None:
@@ -115,20 +119,20 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
     else:
         mesh = make_mesh(config.mesh, machine.devices())
     check_batches(config, mesh)
-    arguments = _placed(stage, config, mesh)
-    state, frozen, batch = arguments
-    sizes = {"state": state, "frozen": frozen, "batch": batch}
-    parts = {name: bytes_per_device(tree) for name, tree in _named(sizes).items()}
+    arguments: Any = _placed(stage, config, mesh)
+    parts = _bytes_of(arguments)
     fields: dict[str, Any] = dict(
         stage=stage.name, machine=machine, mesh=dict(mesh.shape), batch_size=stage.batch_size,
         micro_batches=config[stage.name].micro_batches, parts=parts,
     )  # fmt: skip
+    if operations is None:
+        fields |= stage.settled()._asdict()
     if only_shapes:
         nowhere = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
         return Plan(**fields, flops=operations or flops.count(stage.step, *nowhere))
 
     with jax.set_mesh(mesh):
-        traced = stage.compiled(jax.tree.map(lambda a: a.sharding, state), mesh).trace(*arguments)
+        traced = stage.compiled(jax.tree.map(lambda a: a.sharding, arguments[0]), mesh).trace(*arguments)
         fields["flops"] = flops.count_jaxpr(traced.jaxpr.jaxpr)
         held, start = sum(parts.values()), time.perf_counter()
         try:
@@ -146,6 +150,17 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
             fields |= dict(padding=max(there - held, 0), temporaries=temporaries, program=program)
             fields["needed"] = there + temporaries + program
     return Plan(**fields, seconds=time.perf_counter() - start, warnings=tuple(log.lines()))
+
+
+def held_parts(stage: Stage, config, machine: Target) -> dict[str, int]:
+    """{name: bytes per device} of all that lives between steps, by shapes alone."""
+    mesh = AbstractMesh(tuple(mesh_sizes(config.mesh, machine.size)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return _bytes_of(_placed(stage, config, mesh))
+
+
+def _bytes_of(placed: tuple[PyTree, PyTree, PyTree]) -> dict[str, int]:
+    trees = dict(zip(("state", "frozen", "batch"), placed, strict=True))
+    return {name: bytes_per_device(tree) for name, tree in _named(trees).items()}
 
 
 def _placed(stage: Stage, config, mesh) -> tuple[PyTree, PyTree, PyTree]:

@@ -55,6 +55,7 @@ def report(plan: Plan, config, recipe: Recipe) -> str:
         if found := advice(recipe.luxuries, plan, config):
             lines += ["", "there is room (--config.…)", *found]
     lines += ["", *plan.warnings] if plan.warnings else []
+    lines += ["", plan.why] if plan.why else []
     lines += ["", f"operations per image  {plan.flops / plan.batch_size / 1e12:.4g} TFLOP, recomputation included"]
     seconds = plan.step_seconds(config.compile.utilisation)
     if chip and seconds:

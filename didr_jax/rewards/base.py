@@ -79,7 +79,7 @@ MODEL, TOKENIZER = Files(weights=("",)), Files(texts=("",))  # what is read of a
 # Of all rewards that are networks.
 NETWORK_KNOBS = {
     "dtype": Knob("dtype", "of the rewards' computation", "float32", ("float32", "bfloat16", "float16")),
-    "remat": Knob("remat", "of the image towers: as network.remat", "blocks", tuple(remat.REMAT)),
+    "remat": Knob("remat", "of the image towers: as network.remat", remat.AUTO, remat.WORDS),
 }
 
 

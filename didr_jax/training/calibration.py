@@ -86,6 +86,8 @@ def calibrate(recipe: Recipe, run: Run, step: str = "") -> Calibration:
     stage = recipe.stages[name](products)
     if not stage.measures:
         raise InputError(f"--mode=calibrate: in stage {name!r} no reward pulls, so that there is no beta to find")
+    if why := stage.settled().why:  # before anything of it is traced: processes agree on it
+        run.log.say(f"{name}  {why}")
     _require_divergence(stage)
     state, first = _state(stage, run, step)
     frozen, section = run.load(stage.frozen), run.config.calibrate

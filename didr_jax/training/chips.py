@@ -5,11 +5,16 @@ v5p, v6e); NVIDIA's H100 and H200 data sheets (SXM).  Memory is what a device re
 program use (v5e, v6e), or the maker's (v5p).
 """
 
+import contextlib
 import dataclasses
+import os
+from typing import NamedTuple
 
 import jax
 
 GIB = 2**30
+SHARE = 0.9  # of a device's memory that an estimate from shapes may fill
+HOST_SHARE = 0.5  # of a host's, where the processor is the device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,3 +49,39 @@ def peak_here(tflops: float) -> float | None:
     chip = chip_here()
     each = tflops * 1e12 or (chip.peak if chip else None)
     return each * jax.device_count() if each else None
+
+
+class Room(NamedTuple):
+    """Bytes that a program may fill on one device, of `what`; None: not known."""
+
+    size: int | None
+    what: str
+
+
+def room_of(memory: float, what: str) -> Room:
+    """Of a device with so many bytes."""
+    return Room(int(SHARE * memory), f"{what}, {SHARE:.0%} of its memory")
+
+
+def room_here() -> Room:
+    """Of each device of this process: what the device itself allows, what its kind has, or, where the device is the
+    processor, a share of the host's memory that leaves others theirs."""
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    chip = chip_here()
+    if memory := limit or (chip.memory if chip else 0):
+        return room_of(memory, device.device_kind)
+    if device.platform == "cpu" and jax.process_count() == 1:  # the processes of a host do not know of each other
+        each = int(HOST_SHARE * _host_memory() / jax.local_device_count())
+        return Room(each, f"the host's memory, {HOST_SHARE:.0%} of it for {jax.local_device_count()} device(s)")
+    return Room(None, device.device_kind)
+
+
+def _host_memory() -> int:
+    """Bytes, of the machine or of the container that we are in."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            with open(path) as file:
+                whole = min(whole, int(file.read()))
+    return whole

@@ -31,6 +31,7 @@ def introduction(stage: Stage, state: Any, frozen: Mapping[str, PyTree], mesh: M
     trained = ", ".join(f"{name} {_count(tree)}" for name, tree in stage.made_of(state).items())
     still = ", ".join(f"{name} {_count(tree)}" for name, tree in frozen.items())
     lines = [where, f"trains {trained} parameters" + (f"; frozen: {still}" if still else ""), *stage.about()]
+    lines += [why] if (why := stage.settled().why) else []
     return [*lines, f"holds {_held((state, dict(frozen))) / 1e9:.3g} GB a device; compiling (the first time: minutes)"]
 
 

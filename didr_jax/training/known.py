@@ -4,11 +4,16 @@ A sample that was dropped (its image or its reward is not finite) has no reward:
 nor spoil the mean of the others.  Where nothing is known of any sample, the mean is nan.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from didr_jax.types import Array
+from didr_jax.training.flops import SELDOM
+from didr_jax.types import Array, PyTree
+
+MEASURED = "reward/measured"  # of the figures of a step: whether its reward was
 
 
 class Known(NamedTuple):
@@ -43,12 +48,49 @@ def mean(known: Known, samples: int, parts: int) -> Array:
     return jnp.where(n > 0, value, jnp.nan)
 
 
-def told(figures: dict[str, Array], terms: dict[str, Known], samples: int, parts: int) -> dict[str, Array]:
-    """Everything that a log has of a step: `figures`, the means of the reward's `terms`, `reward/dropped` (a count)."""
+def seldom(due: Array, read: Callable[[], PyTree]) -> PyTree:
+    """What `read` returns where `due`, nan elsewhere, where nothing is computed."""
+    shapes = jax.eval_shape(read)
+    with jax.named_scope(SELDOM):
+        return jax.lax.cond(due, read, lambda: jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), shapes))
+
+
+def unheard(aux: Mapping[str, Array]) -> Array:
+    """Whether the reward has no finite part in the gradient of any sample, by the lengths `[b]` of `objectives`; False where an
+    objective has no `pull`."""
+    if "pull" not in aux:
+        return jnp.asarray(False)
+    least = 1e-6 * aux["divergence"] if "divergence" in aux else 0.0
+    return ~jnp.any(aux["pull"] > least)  # a length that is not finite is none
+
+
+def told(
+    figures: dict[str, Array], terms: dict[str, Known], samples: int, parts: int, due: Array | None, silent: Array
+) -> tuple[dict[str, Array], Array]:
+    """Everything that a log has of a step: `figures`, the means of the reward's `terms`, `reward/dropped` (a count); and
+    whether it is a bad step, in which no sample has a reward.
+
+    Args:
+      figures: means over the samples.
+      terms: of the reward.
+      samples, parts: of the step; micro-batches that were averaged.
+      due: whether the terms were measured for the log; None: at every step.
+      silent: whether the reward was `unheard` in all micro-batches: then they were measured in any case.
+    """
     if not terms:
-        return figures
-    dropped = samples - count(terms["reward"], samples)
+        return figures, jnp.asarray(False)
+    measured = jnp.asarray(True) if due is None else due | silent
+    dropped = jnp.where(measured, samples - count(terms["reward"], samples), 0)
+    none = dropped == samples
     # Of dropped samples the reward's part is zero: with none left that is not its length, which nobody knows.
-    unknown = {name: jnp.where(dropped == samples, jnp.nan, figures[name]) for name in ("pull", "tilt") if name in figures}
+    unknown = {name: jnp.where(none, jnp.nan, figures[name]) for name in ("pull", "tilt") if name in figures}
     means = {name: mean(term, samples, parts) for name, term in terms.items()}
-    return figures | unknown | means | {"reward/dropped": dropped}
+    flag = {} if due is None else {MEASURED: measured}
+    return figures | unknown | means | {"reward/dropped": dropped} | flag, none & silent
+
+
+def of_this_step(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """On the host: the figures that were measured."""
+    if metrics.get(MEASURED, True):
+        return {name: value for name, value in metrics.items() if name != MEASURED}
+    return {name: value for name, value in metrics.items() if name.split("/")[0] != "reward"}

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from didr_jax.exits import Hacked, NotFinite, Preempted, StopRequest
-from didr_jax.training import flops, origin
+from didr_jax.training import flops, known, origin
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.chips import peak_here
 from didr_jax.training.evaluation import PREFIX, Evaluators, Verdict
@@ -117,7 +117,7 @@ def _loop(
 
     def look(done: int, metrics: dict) -> str | None:
         """Logs the figures of a step if it is their turn; says why to stop, if it is time to."""
-        streak = int(metrics["streak"])
+        metrics, streak = known.of_this_step(metrics), int(metrics["streak"])
         dropped.count(metrics)
         if done % config.log.every == 0 or done in (first + 1, stage.steps):
             progress.report(done, _floats(metrics), {name: rate(done - 1) for name, rate in stage.rates.items()})
@@ -170,17 +170,17 @@ def _loop(
         except Preempted:  # as the poll will say; it is judged when the run goes on
             found, hacked = {}, None
         if step == first:
-            _check_best(config.checkpoint.best, metrics, stage, label, run.log)
+            _check_best(config.checkpoint.best, known.of_this_step(metrics), stage, label, run.log)
         asked = stop.poll()
         if done % config.checkpoint.every == 0 or last or asked or trouble or (stops and found):
-            figures = _floats(metrics) | found if config.checkpoint.best or stops else None
+            figures = _floats(known.of_this_step(metrics)) | found if config.checkpoint.best or stops else None
             saves.save(done, stage.split(state), figures, note=trouble or "")
         if trouble or hacked or (asked and not last):
             window.close(state)
             saves.wait()
             if hacked:
                 message = f"{hacked}; {_kept(alarm.best_step, saves)}"
-                write_stopped(run.workdir, stage.name, done, _floats(metrics) | found, message)
+                write_stopped(run.workdir, stage.name, done, _floats(known.of_this_step(metrics)) | found, message)
             if run.redraw and (hacked or trouble):
                 run.redraw(True)
             if hacked:

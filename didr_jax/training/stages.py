@@ -5,8 +5,10 @@ a batch.  Building one reads nothing; what is needed is read when the stage runs
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,14 +19,22 @@ from didr_jax.diffused_reward import resolve
 from didr_jax.objectives import OBJECTIVES, Objective
 from didr_jax.training.checkpoint import STATE
 from didr_jax.training.evaluation import Evaluator
+from didr_jax.training.fit import make_fit_step, no_noise
 from didr_jax.training.optim import learning_rate, make_optimizer
 from didr_jax.training.parallel import create
 from didr_jax.training.pull import Measure, measures_of
 from didr_jax.training.state import init_fit, init_game
-from didr_jax.training.step import Networks, make_fit_step, make_game_step, no_noise
-from didr_jax.types import InputError, PRNGKey, PyTree, Weights
+from didr_jax.training.step import Networks, make_game_step
+from didr_jax.types import Array, InputError, PRNGKey, PyTree, Weights
 
 Items = dict[str, PyTree]
+
+
+class Settled(NamedTuple):
+    """What a config leaves to the machine ("auto") as `{key: word}`, and why, in a line; empty: it says all itself."""
+
+    words: Mapping[str, str] = {}
+    why: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Stage:
       evals: by name, what judges the stage while it runs (`evaluation`).
       rates: learning rates by name, `steps done -> rate of the next update`, for the log.
       about: lines for the log before the first step; only called where the stage runs.
+      settled: finds, once, what the config leaves to the machine, which takes seconds; the step asks for it when it is traced.
       measures: of the reward and of each of its parts, how hard they pull at the generator (`training.pull`).
     """
 
@@ -64,6 +75,7 @@ class Stage:
     evals: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
     rates: Mapping[str, Callable[[int], float]] = dataclasses.field(default_factory=dict)
     about: Callable[[], Sequence[str]] = tuple
+    settled: Callable[[], Settled] = Settled
     measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
 
     def compiled(self, places: Any, mesh: Mesh) -> jax.stages.Wrapped:
@@ -152,6 +164,17 @@ def _rate(section, updates: int, each: int = 1) -> Callable[[int], float]:
     return lambda step: float(course(step * each))
 
 
+def _logged(config, steps: int) -> Callable[[Array], Array] | None:
+    """Whether the step after so many is logged, or judged by `checkpoint.best` when it is saved; None: all are.
+
+    Of a run that goes on, the first line is one step after its save: it has the reward if it is one of these.
+    """
+    if config.log.every == 1:
+        return None
+    every = [config.log.every, *([config.checkpoint.every] if config.checkpoint.best else [])]
+    return lambda step: functools.reduce(operator.or_, [(step + 1) % n == 0 for n in every], (step == 0) | (step + 1 == steps))
+
+
 def game_stage(
     name: str,
     config,
@@ -163,6 +186,7 @@ def game_stage(
     frozen: Mapping[str, Weights] | None = None,
     objective: Objective | None = None,
     condition_shapes: PyTree = None,
+    recompute_steps: bool = True,
     evals: Mapping[str, Evaluator] | None = None,
     about: Callable[[], Sequence[str]] = tuple,
 ) -> Stage:
@@ -180,6 +204,7 @@ def game_stage(
       frozen: what the networks read besides their own parameters.
       objective: in place of the one that the section names.
       condition_shapes: of the conditions of one sample, `[1, ...]`, for plans; None: `conditions` reads nothing.
+      recompute_steps: `Estimate.remat`: whether a differentiated short denoising recomputes its steps.
       evals, about: see `Stage`; the objective and its numbers are told before `about`.
 
     Raises:
@@ -214,6 +239,7 @@ def game_stage(
         )
 
     settings = settings_of(section)
+    settings = dataclasses.replace(settings, estimate=dataclasses.replace(settings.estimate, remat=recompute_steps))
     generator_times = section.generator_t_min, section.generator_t_max
     many = lambda a: jax.ShapeDtypeStruct((updates, n, *a.shape[1:]), a.dtype)
     return Stage(
@@ -236,6 +262,9 @@ def game_stage(
             ema_decay=section.ema,
             micro_batches=section.micro_batches,
             unroll=config.unroll,
+            ta_reuse=section.ta_reuse,
+            ta_after=section.ta_after,
+            due=_logged(config, section.steps),
         ),
         frozen=frozen or {},
         batch=batch,

@@ -1,10 +1,7 @@
-"""The two kinds of training step, as pure functions ready for `jax.jit`.
+"""The training step of a game, as a pure function ready for `jax.jit`: n_ta updates of the TA, then one of the generator.
 
-    fit    one network, one loss                         (reference, reward, classifier)
-    game   n_ta updates of the TA, then one of the generator:
-
-        TA         ψ ← ψ − ∇_ψ mean_b DSM(x̂_ψ; sg(g_θ(z)))                                      (1)
-        generator  θ ← θ − ∇_θ mean_b ⟨sg(G), g_θ(z)⟩ / dim(x0),   G from `objectives`          (2)
+    TA         ψ ← ψ − ∇_ψ mean_b DSM(x̂_ψ; sg(g_θ(z)))                                          (1)
+    generator  θ ← θ − ∇_θ mean_b ⟨sg(G), g_θ(z)⟩ / dim(x0),   G from `objectives`              (2)
 
 (2) is divided by the number of entries of a sample, as DMD2's mean-squared surrogate is, so that
 clipping thresholds mean the same.  Noise and times derive from (seed, step), never from a device or
@@ -27,8 +24,8 @@ from didr_jax.few_step import FewStep
 from didr_jax.objectives import Bound, Objective, Settings, denoising_loss, surrogate_loss
 from didr_jax.schedules import Schedule
 from didr_jax.training import known
+from didr_jax.training.accumulation import over_micro_batches, with_rows
 from didr_jax.training.optim import guarded_update, moving_average
-from didr_jax.training.parallel import shard_rows
 from didr_jax.training.state import FitState, GameState
 from didr_jax.types import Array, PRNGKey, PyTree
 
@@ -97,88 +94,26 @@ def count_skips(state: FitState | GameState, skips: Array) -> dict[str, Array]:
     return {"skipped": state.skipped + skips, "streak": jnp.where(skips > 0, state.streak + 1, 0)}
 
 
-def over_micro_batches(means: Callable, rows: PyTree, parts: int, unroll: bool = False) -> PyTree:
-    """The mean of `means(rows_i)` over `parts` equal micro-batches of `rows` `[b, ...]`.
-
-    For a function that returns means over its rows (gradients of a mean loss, say) this is its value on
-    the whole batch, at the memory of a micro-batch.  Sums are kept in float32.  Micro-batch i takes every
-    `parts`-th row from the i-th on, so that each device keeps its own rows.
-    """
-    rows = shard_rows(rows)
-    if parts == 1:
-        return means(rows)
-    split = lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
-    rows = shard_rows(jax.tree.map(split, rows), axis=1)
-    out = jax.eval_shape(lambda rows: means(jax.tree.map(lambda x: x[0], rows)), rows)
-
-    def add(total, part):
-        new = means(part)
-        return jax.tree.map(lambda t, n: t + n.astype(t.dtype) / parts, total, new), None
-
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.promote_types(a.dtype, jnp.float32)), out)
-    total, _ = jax.lax.scan(add, zeros, rows, unroll=parts if unroll else 1)
-    return jax.tree.map(lambda t, a: t.astype(a.dtype), total, out)
-
-
-def no_noise(key: PRNGKey, n: int) -> None:
-    """The `draw` of a loss that draws nothing."""
-    return None
-
-
-def make_fit_step(
-    loss: Callable,
-    tx,
-    *,
-    seed: int,
-    ema_decay: float,
-    draw: Callable[[PRNGKey, int], PyTree] = no_noise,
-    micro_batches: int = 1,
-    unroll: bool = False,
-) -> Callable:
-    """`(FitState, frozen, batch) -> (FitState, metrics)`.
-
-    Args:
-      loss: `(params, frozen, batch, noise) -> (per-sample loss [b], {name: [b]})`.
-      tx: optax transformation.
-      seed: with the step, the source of all noise.
-      ema_decay: of the parameters' moving average.
-      draw: `(key, b) -> noise`, a pytree of `[b, ...]`: everything random that the loss needs.
-      micro_batches: into how many the batch is split, to accumulate their gradients.
-      unroll: lay the loop over micro-batches out flat (convolutions on a CPU).
-    """
-
-    def step(state: FitState, frozen: PyTree, batch: PyTree) -> tuple[FitState, dict]:
-        def means(rows):
-            batch, noise = rows
-
-            def mean_loss(params):
-                per_sample, aux = loss(params, frozen, batch, noise)
-                return jnp.mean(per_sample), {name: jnp.mean(v) for name, v in aux.items()}
-
-            (value, aux), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-            return grads, {"loss": value} | aux
-
-        noise = draw(step_key(seed, state.step), jax.tree.leaves(batch)[0].shape[0])
-        grads, figures = over_micro_batches(means, (batch, noise), micro_batches, unroll)
-        params, opt, norm, skip = guarded_update(tx, grads, state.opt, state.params, figures["loss"])
-        ema = moving_average(state.ema, params, state.step, ema_decay)
-        counts = count_skips(state, skip)
-        return FitState(state.step + 1, params, ema, opt, **counts), figures | {"grad_norm": norm} | counts
-
-    return step
-
-
 def draw_rows(networks: Networks, make_key: PRNGKey, diffuse_key: PRNGKey, c: PyTree, times) -> tuple[tuple, Array]:
     """The rows `(c, z, ε, t)` of a batch, and the step of the generator that they are for; `times`: the range of t."""
-    z_key, step_key = jax.random.split(make_key)
-    time_key, noise_key = jax.random.split(diffuse_key)
-    n = jax.tree.leaves(c)[0].shape[0]
-    i, z_shape = jnp.zeros((), jnp.int32), networks.event_shape
+    z, i = draw_inputs(networks, make_key, jax.tree.leaves(c)[0].shape[0])
+    return (c, z, *draw_levels(networks, diffuse_key, len(z), i, times)), i
+
+
+def draw_inputs(networks: Networks, key: PRNGKey, n: int) -> tuple[Array, Array]:
+    """z `[n, *noise_shape]`, and the step of the generator that they are for."""
+    z_key, step_key = jax.random.split(key)
+    i, shape = jnp.zeros((), jnp.int32), networks.event_shape
     if networks.few_step is not None:
-        i, z_shape = networks.few_step.draw(step_key), networks.few_step.noise_shape(networks.event_shape)
-        times = networks.few_step.segment(i, *times)
-    z, noise = (jax.random.normal(key, (n, *shape)) for key, shape in ((z_key, z_shape), (noise_key, networks.event_shape)))
-    return (c, z, noise, draw_times(networks.schedule, time_key, n, *times)), i
+        i, shape = networks.few_step.draw(step_key), networks.few_step.noise_shape(networks.event_shape)
+    return jax.random.normal(z_key, (n, *shape)), i
+
+
+def draw_levels(networks: Networks, key: PRNGKey, n: int, i: Array, times) -> tuple[Array, Array]:
+    """(ε, t) to diffuse n outcomes of step i with; `times`: the range of t."""
+    time_key, noise_key = jax.random.split(key)
+    times = times if networks.few_step is None else networks.few_step.segment(i, *times)
+    return jax.random.normal(noise_key, (n, *networks.event_shape)), draw_times(networks.schedule, time_key, n, *times)
 
 
 def bind(networks: Networks, frozen: PyTree, ta: PyTree, c: PyTree, guidance: float) -> Bound:
@@ -209,6 +144,9 @@ def make_game_step(
     ema_decay: float,
     micro_batches: int = 1,
     unroll: bool = False,
+    ta_reuse: int = 1,
+    ta_after: bool = False,
+    due: Callable[[Array], Array] | None = None,
 ) -> Callable:
     """`(GameState, frozen, conditions) -> (GameState, metrics)`, equations (1) and (2).
 
@@ -222,23 +160,31 @@ def make_game_step(
       ema_decay: of the generator's moving average.
       micro_batches: into how many each batch is split, to accumulate gradients.
       unroll: lay out the loops over TA updates, micro-batches and denoising steps (convolutions on a CPU).
+      ta_reuse: TA updates in a row that take the same samples x0, each with ε and t of its own.  The generator rests
+        meanwhile, so that each of them still sees samples of its law and (1) its own gradient; they are less independent.
+      ta_after: the last TA update comes after the generator's and takes the samples that were made for it, by the
+        generator as it was before, with new ε and t, as DMD2's code does.  Not before: the TA that a generator is
+        judged by has not seen the samples that it is judged on.
+      due: `steps done -> ` whether the log wants the reward's terms of the next one; None: of every one.  What is trained
+        does not depend on it: they are measured besides where no sample's gradient has a part of the reward, to tell
+        whether any sample has one.
 
     The step's `conditions` have two leading axes `[n_ta + 1, b]`: row i < n_ta for the i-th TA update,
-    the last row for the generator.
+    the last row for the generator.  Of samples that are reused the conditions of their first use count.
     """
+    given = lambda x0, c: x0
     schedule, size = networks.schedule, math.prod(networks.event_shape)
     draw = functools.partial(draw_rows, networks)
     settings = dataclasses.replace(settings, estimate=dataclasses.replace(settings.estimate, unroll=unroll))
 
-    def ta_update(carry, inputs, generator, frozen):
+    def ta_update(carry, rows, frozen, sample):
+        """`rows`: (c, what x0 is made of, ε, t) `[b, ...]`; `sample`: `(that, c) -> x0`."""
         params, opt, skipped = carry
-        c, key = inputs
-        rows, i = draw(*jax.random.split(key), c, ta_times)
 
         def means(rows):
-            c, z, noise, t = rows
+            c, given, noise, t = rows
             c = networks.prepared(frozen, c)
-            x0 = jax.lax.stop_gradient(networks.generator(generator, frozen, z, c, i))
+            x0 = jax.lax.stop_gradient(sample(given, c))
 
             def mean_loss(params):
                 denoiser = lambda x_t, t: networks.ta(params, frozen, x_t, t, c)
@@ -250,6 +196,36 @@ def make_game_step(
         params, opt, norm, skip = guarded_update(tx_ta, grads, opt, params, value)
         return (params, opt, skipped + skip), (value, norm)
 
+    def ta_updates(carry, c, keys, generator, frozen):
+        """Of samples made for each, or, with `ta_reuse`, once for several in a row: `c [n, b, ...]`, `keys [n]`."""
+
+        def fresh(carry, inputs):
+            c, key = inputs
+            rows, i = draw(*jax.random.split(key), c, ta_times)
+            return ta_update(carry, rows, frozen, lambda z, c: networks.generator(generator, frozen, z, c, i))
+
+        def several(carry, inputs):
+            c, keys = inputs
+            z, i = draw_inputs(networks, jax.random.split(keys[0])[0], jax.tree.leaves(c)[0].shape[0])
+
+            def make(rows):
+                c, z = rows
+                return (), networks.generator(generator, frozen, z, networks.prepared(frozen, c), i)
+
+            x0 = with_rows(make, (c, z), micro_batches, unroll)[1]
+
+            def again(carry, key):
+                levels = draw_levels(networks, jax.random.split(key)[1], len(z), i, ta_times)
+                return ta_update(carry, (c, x0, *levels), frozen, given)
+
+            return jax.lax.scan(again, carry, keys, unroll=unroll)
+
+        if ta_reuse == 1:
+            return jax.lax.scan(fresh, carry, (c, keys), unroll=unroll)
+        first = jax.tree.map(lambda c: c[::ta_reuse], c)
+        carry, told = jax.lax.scan(several, carry, (first, keys.reshape(-1, ta_reuse)), unroll=unroll)
+        return carry, jax.tree.map(jnp.ravel, told)
+
     def finished(params, frozen, z, c, i, x0):
         """The sample that all steps make of z, of which x0 is the outcome of step i: what a reward is logged of."""
         last = networks.num_steps - 1
@@ -258,7 +234,7 @@ def make_game_step(
         whole = lambda: networks.generator(params, frozen, z, c, jnp.full_like(i, last)).astype(x0.dtype)
         return jax.lax.stop_gradient(jax.lax.cond(i == last, lambda: x0, whole))
 
-    def generator_gradient(params, ta, frozen, c, key):
+    def generator_gradient(params, ta, frozen, c, key, wanted):
         make_key, diffuse_key, objective_key = jax.random.split(key, 3)
         rows, i = draw(make_key, diffuse_key, c, generator_times)
         row_keys = jax.random.split(objective_key, rows[-1].shape[0])
@@ -270,19 +246,26 @@ def make_game_step(
             bound_networks = bind(networks, frozen, ta, c, guidance)
             direction, aux = objective(x0, noise, t, row_keys, bound_networks, settings)
             loss_gradient = jax.grad(lambda x: jnp.mean(surrogate_loss(direction, x)) / size)(x0)
-            terms = {}
-            if networks.reward is not None:
-                whole = finished(params, frozen, z, c, i, x0)
-                if networks.terms is None:
-                    aux = aux | {"reward": networks.reward(frozen, whole, c)}
-                else:
-                    terms = {name: known.measure(values) for name, values in networks.terms(frozen, whole, c).items()}
+            silent, terms = known.unheard(aux), {}
+            if networks.terms is not None:
+
+                def read():
+                    values = networks.terms(frozen, finished(params, frozen, z, c, i, x0), c)
+                    return {name: known.measure(value) for name, value in values.items()}
+
+                terms = read() if wanted is None else known.seldom(wanted | silent, read)
+            elif networks.reward is not None:
+                aux = aux | {"reward": networks.reward(frozen, finished(params, frozen, z, c, i, x0), c)}
             grads = pullback(loss_gradient.astype(x0.dtype))[0]
-            return grads, {name: jnp.mean(values) for name, values in aux.items()}, terms
+            figures = {name: jnp.mean(values) for name, values in aux.items()}
+            kept = x0 if ta_after else ()
+            return (grads, figures, terms, silent.astype(jnp.float32)), kept
 
         samples = len(row_keys)
-        grads, figures, terms = over_micro_batches(means, (rows, row_keys), micro_batches, unroll)
-        return grads, known.told(figures, terms, samples, micro_batches)
+        (grads, figures, terms, silent), x0 = with_rows(means, (rows, row_keys), micro_batches, unroll)
+        all_silent = silent > 1 - 0.5 / micro_batches
+        figures, bad = known.told(figures, terms, samples, micro_batches, wanted, all_silent)
+        return grads, figures, jnp.where(bad, jnp.nan, 0.0) if terms else figures.get("reward", 0.0), (x0, i)
 
     def step(state: GameState, frozen: PyTree, conditions: PyTree) -> tuple[GameState, dict]:
         n_ta = jax.tree.leaves(conditions)[0].shape[0] - 1
@@ -290,15 +273,20 @@ def make_game_step(
         ta_rows, last_row = jax.tree.map(lambda c: c[:-1], conditions), jax.tree.map(lambda c: c[-1], conditions)
 
         carry = (state.ta, state.opt_ta, jnp.zeros((), jnp.int32))
-        update = lambda carry, inputs: ta_update(carry, inputs, state.generator, frozen)
-        (ta, opt_ta, ta_skips), (ta_loss, ta_norm) = jax.lax.scan(update, carry, (ta_rows, keys[:-1]), unroll=unroll)
+        before = n_ta - ta_after
+        rows = jax.tree.map(lambda c: c[:before], ta_rows)
+        carry, told = ta_updates(carry, rows, keys[:before], state.generator, frozen)
 
-        grads, figures = generator_gradient(state.generator, ta, frozen, last_row, keys[-1])
-        generator, opt_generator, norm, skip = guarded_update(
-            tx_generator, grads, state.opt_generator, state.generator, figures.get("reward", 0.0)
-        )
+        wanted = None if due is None else due(state.step)
+        grads, figures, guard, (x0, i) = generator_gradient(state.generator, carry[0], frozen, last_row, keys[-1], wanted)
+        generator, opt_generator, norm, skip = guarded_update(tx_generator, grads, state.opt_generator, state.generator, guard)
         ema = moving_average(state.ema, generator, state.step, ema_decay)
 
+        if ta_after:
+            levels = draw_levels(networks, jax.random.split(keys[before])[1], len(x0), i, ta_times)
+            carry, last = ta_update(carry, (last_row, jax.lax.stop_gradient(x0), *levels), frozen, given)
+            told = jax.tree.map(lambda one, new: jnp.append(one, new), told, last)
+        (ta, opt_ta, ta_skips), (ta_loss, ta_norm) = carry, told
         metrics = {"ta_loss": jnp.mean(ta_loss), "ta_grad_norm": jnp.mean(ta_norm), "grad_norm": norm} | figures
         # Well above 1: the TA is still catching up with the generator.  Losses of different steps do not compare.
         if n_ta > 1 and networks.num_steps == 1:

@@ -55,6 +55,9 @@ def _validate_game(name: str, stage, schedule: Schedule) -> None:
     tilting = [objective for objective, row in OBJECTIVES.items() if row.estimates]
     unused = f"the objective {stage.objective!r} has no tilt; those that have: {', '.join(tilting)}"
     require(stage.tilt == "global" or stage.objective in tilting, f"{name}.tilt", stage.tilt, unused)
+    before = stage.ta_updates - stage.ta_after
+    rule = f"the {before} TA updates before the generator's (ta_updates, without the one of ta_after) must be a multiple of it"
+    require(before % stage.ta_reuse == 0, f"{name}.ta_reuse", stage.ta_reuse, rule)
     try:
         check_estimate(tilt_of(stage), estimate_of(stage))
     except ValueError as error:  # which begins with the knob's name

@@ -49,6 +49,7 @@ RANGES: Mapping[str, Range] = {
     "micro_batches": COUNT,
     "ema": DECAY,
     "ta_updates": COUNT,
+    "ta_reuse": COUNT,
     "guidance": NONE_OR_MORE,
     "generator_t_min": FINITE,  # all four: within the schedule's times (validate)
     "generator_t_max": FINITE,

@@ -34,9 +34,10 @@ class Dropped:
         self._dropped = self._seen = 0
 
     def count(self, metrics: dict) -> None:
-        """Of one more step."""
-        self._dropped += int(metrics.get("reward/dropped", 0))
-        self._seen += self._batch_size
+        """Of one more step; one whose reward was not measured does not count."""
+        if "reward/dropped" in metrics:
+            self._dropped += int(metrics["reward/dropped"])
+            self._seen += self._batch_size
 
     def warnings(self, figures: dict[str, float]) -> list[str]:
         """What is to be said of the samples since the last call, and of the last step's figures."""

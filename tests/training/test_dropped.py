@@ -13,6 +13,7 @@ from didr_jax.exits import NotFinite
 from didr_jax.objectives import OBJECTIVES
 from didr_jax.rewards import RewardMix, RewardModel, readings
 from didr_jax.training import known
+from didr_jax.training.flops import count as operations
 from didr_jax.training.metrics import read_metrics
 from didr_jax.training.parallel import made
 from didr_jax.training.recipe import Recipe
@@ -95,6 +96,35 @@ def test_a_dropped_sample_costs_its_own_reward_and_is_counted_in_every_micro_bat
     for name in ("reward", "reward/toy", "pull", "grad_norm"):
         np.testing.assert_allclose([x[name] for x in told[12]], [x[name] for x in told[1]], rtol=2e-4, err_msg=name)
     assert "warning: 3 of 12 samples had an image or a reward that is not finite" in capsys.readouterr().out
+
+
+def stepped(spoil, steps=7, decode=lambda x: x, **more):
+    """(states, figures) of steps one after the other, and the operations of one."""
+    stage = recipe_of(tiny(**SHORT | {"align__steps": steps} | more), spoil, decode).stages["align"]({})
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state, step, told = stage.init(jax.tree.map(lambda _: here, stage.shapes)), jax.jit(stage.step), []
+    for i in range(steps):
+        state, metrics = step(state, {}, stage.batch(i))
+        told.append({name: float(value) for name, value in known.of_this_step(metrics).items()})
+    return state, told, operations(stage.step, state, {}, stage.batch(0))
+
+
+def test_the_rewards_terms_are_computed_where_they_are_logged_and_the_training_is_the_same():
+    decode = lambda x: x @ jnp.eye(3)  # what a decoder costs
+    always, every, dear = stepped(NEVER, decode=decode)
+    seldom, some, cheap = stepped(NEVER, decode=decode, log__every=3, checkpoint__every=5, checkpoint__best="reward")
+    jax.tree.map(np.testing.assert_array_equal, always, seldom)
+    assert dear - cheap == 2 * BATCH * 3 * 3
+    assert [i + 1 for i, line in enumerate(some) if "reward" in line] == [1, 3, 5, 6, 7]
+    assert all("pull" in line and line.keys() <= every[0].keys() for line in some)
+    for i in (0, 2, 4, 5, 6):
+        assert some[i] == every[i]
+
+
+def test_a_step_without_a_usable_sample_is_bad_whether_it_is_logged_or_not():
+    state, told, _ = stepped(*ALWAYS["reward"][:1], steps=4, log__every=50, align__micro_batches=2)
+    assert int(state.skipped) == int(state.streak) == 4
+    assert all(np.isnan(line["reward"]) and line["reward/dropped"] == BATCH for line in told)
 
 
 def test_a_stage_shorter_than_patience_whose_steps_were_all_bad_never_ends_as_finished(tmp_path):

@@ -1,11 +1,19 @@
 """What can be done about the memory of a text-to-image step, for plans (`planning.report`)."""
 
+from didr_jax.config import flatten
 from didr_jax.training.recipe import Advice
+
+
+def recomputed(c, p, keys=("network.remat", "network.vae_remat", "rewards.remat")) -> set[str]:
+    """What networks recompute, as the plan has it."""
+    config = flatten(c)
+    return {p.words.get(key, config[key]) for key in keys}
+
 
 # When a plan does not fit, mildest first.
 REMEDIES = (
     Advice(
-        lambda c, p: {c.network.remat, c.network.vae_remat, c.rewards.remat} != {"blocks"},
+        lambda c, p: recomputed(c, p) != {"blocks"},
         "{network.remat,network.vae_remat,rewards.remat}=blocks",
         "recomputes blocks instead of keeping what they compute",
     ),
@@ -37,7 +45,7 @@ REMEDIES = (
 # When there is room to spare.
 LUXURIES = (
     Advice(
-        lambda c, p: "blocks" in (c.network.remat, c.rewards.remat),
+        lambda c, p: "blocks" in recomputed(c, p, ("network.remat", "rewards.remat")),
         "{network,rewards}.remat=products",
         "recomputes less",
     ),

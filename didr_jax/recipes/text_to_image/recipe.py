@@ -9,9 +9,9 @@ import jax
 
 from didr_jax.checks import named_function, require_choice
 from didr_jax.models.published import PIPELINES
-from didr_jax.models.remat import REMAT
+from didr_jax.models.remat import WORDS
 from didr_jax.objectives import OBJECTIVES
-from didr_jax.recipes.text_to_image import advice, benchmark, benchmark_models, export, report
+from didr_jax.recipes.text_to_image import advice, benchmark, benchmark_models, export, recompute, report
 from didr_jax.recipes.text_to_image.doubts import doubts
 from didr_jax.recipes.text_to_image.files import files
 from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator
@@ -24,8 +24,9 @@ from didr_jax.training.evaluation import Evaluator
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.reports import write_agreements
 from didr_jax.training.run import Products, Run
-from didr_jax.training.stages import Stage, game_stage
+from didr_jax.training.stages import Settled, Stage, game_stage
 from didr_jax.training.startup import is_first_process
+from didr_jax.training.step import Networks
 from didr_jax.types import InputError
 from didr_jax.weights.hub import Files
 from didr_jax.whole_files import write_json
@@ -70,6 +71,7 @@ class TextToImage(Recipe):
     def __init__(self, config, make_backbone, planning: bool = False):
         self.config, self._make_backbone = config, make_backbone
         self.task = Task(config, make_backbone, planning)
+        self._found: Settled | None = None  # for all stages that are made: training makes a second one
         self.alone = ("score", "tac", *(["benchmark"] if benchmark_models.alone(config.benchmark) else []))
         self.stages = {"align": self.align}
         self.modes = {
@@ -94,7 +96,7 @@ class TextToImage(Recipe):
     def check(self, mode: str) -> None:
         config = self.config
         for part, knob in (("network", "remat"), ("network", "vae_remat"), ("rewards", "remat")):
-            require_choice(f"{part}.{knob}", config[part][knob], REMAT)
+            require_choice(f"{part}.{knob}", config[part][knob], WORDS)
         if mode in ("score", "tac"):
             if not chosen(config.rewards):
                 raise InputError(f"--mode={mode} has no reward: set config.rewards.hps or another")
@@ -175,9 +177,28 @@ class TextToImage(Recipe):
             print(f"didr_jax: warning: {line}", file=sys.stderr, flush=True)
 
     def align(self, _products: Products) -> Stage:
-        task = self.task
         config = self.config.copy_and_resolve_references()
-        config.align = resolve_estimator(config.align, task.mix)
+        config.align = resolve_estimator(config.align, self.task.mix)
+        stage, make = self._stage(config, self.task.networks()), (self._make_backbone, self.task.planning)
+        if not recompute.is_open(config):
+            return stage
+
+        def found() -> Settled:
+            self._found = self._found or recompute.settled(config, *make, stage)
+            return self._found
+
+        @functools.cache
+        def resolved() -> Stage:
+            with jax.ensure_compile_time_eval():  # it is asked for while a program is traced
+                words = recompute.with_words(config, found().words)
+                return self._stage(words, Task(words, *make).networks())
+
+        measures = {name: (lambda *rows, name=name: resolved().measures[name](*rows)) for name in stage.measures}
+        step = lambda state, frozen, batch: resolved().step(state, frozen, batch)
+        return dataclasses.replace(stage, step=step, measures=measures, settled=found)
+
+    def _stage(self, config, networks: Networks) -> Stage:
+        task = self.task
 
         def conditions(rng, rows):
             return task.conditions.rows(rng.integers(len(task.prompts), size=rows))
@@ -185,12 +206,13 @@ class TextToImage(Recipe):
         return game_stage(
             "align",
             config,
-            networks=task.networks(),
+            networks=networks,
             generator=task.start("generator"),
             ta=task.start("ta"),
             conditions=conditions,
             condition_shapes=self._condition_shapes() if task.planning else None,
             frozen=task.frozen(),
+            recompute_steps=recompute.recomputes_steps(config.network.remat),
             evals={"samples": Evaluator(config.eval.every, report.in_the_loop(task), watched=report.watched(task))},
             about=self._about,
         )
