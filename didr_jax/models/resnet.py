@@ -12,6 +12,13 @@ from flax import linen as nn
 from didr_jax.types import Array
 
 
+def nearest_twice(x: Array) -> Array:
+    """`x [b, h, w, c]` → `[b, 2h, 2w, c]`, each entry four times."""
+    b, h, w, c = x.shape
+    # Broadcast and reshape: unlike a gather, its gradient is a plain sum.
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation; statistics and arithmetic in float32, result in `dtype`."""
 
@@ -77,9 +84,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, size: tuple[int, int] | None = None) -> Array:
-        b, h, w, c = x.shape
-        # Broadcast and reshape: unlike a gather, its gradient is a plain sum.
-        x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+        c, x = x.shape[-1], nearest_twice(x)
         if size is not None:
             x = x[:, : size[0], : size[1]]
         return nn.Conv(c, (3, 3), padding=1, name="conv", dtype=self.dtype, param_dtype=self.param_dtype)(x)

@@ -44,9 +44,12 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.network.dtype = "bfloat16"  # of the networks' computation
     config.network.param_dtype = "float32"  # of parameters that are trained in full
     config.network.frozen_dtype = "bfloat16"  # of the networks' parameters that are not trained
-    config.network.vae_dtype = "float32"  # of the decoder; float16 overflows
+    config.network.vae_dtype = "float32"  # of the decoders; float16 overflows
+    # a tiny decoder (AutoencoderTiny, folder or name: madebyollin/taesdxl) that the reward is differentiated through; logged
+    # and evaluated rewards are of the pipeline's VAE in any case; empty: that one
+    config.network.reward_vae = ""
     config.network.remat = "blocks"  # what a backward pass recomputes: blocks (all of them) | products (all but products) | none
-    config.network.vae_remat = "blocks"  # of the decoder
+    config.network.vae_remat = "blocks"  # of the decoders
     config.network.attention = "xla"  # to pixels: xla | cudnn (NVIDIA) | splash (TPU) | chunked
     config.network.vae_attention = "chunked"  # one head of 512 channels: xla or chunked
 

@@ -5,6 +5,9 @@
     generator   one or a few evaluations from unit noise, with weights of its own     g_θ
     reward      weighted mix on the decoded image, in float32                         r
 
+With `network.reward_vae` the reward that trains, whatever asks it, is that of images which a tiny VAE decodes; the rewards
+that are logged and evaluated are always those of the pipeline's VAE.
+
 Conditions are `{"text": embeddings, "tokens": the rewards' tokens}`.  Base, VAE and rewards travel through the step as
 `frozen`: with adapters, TA and generator read their bases there too.  Where the generator begins with the base's own
 weights there is one base for all three: the reference is the base with no adapter.
@@ -22,6 +25,7 @@ from didr_jax import lora
 from didr_jax.diffusion import to_x0
 from didr_jax.recipes.text_to_image.backbone import Backbone
 from didr_jax.recipes.text_to_image.conditions import Conditions, PromptTable, as_stored, prompt_table, prompt_tokens
+from didr_jax.recipes.text_to_image.latents import ImageSide
 from didr_jax.recipes.text_to_image.rewards import open_mix
 from didr_jax.rewards import RewardMix, finite_gradient, readings
 from didr_jax.text.encoder import TextEncoder
@@ -106,17 +110,30 @@ class Task:
     def _at(self, c: PyTree):
         return lambda weights, x_t, t: self.predict(weights[0], weights[1], x_t, t, c)
 
-    def decode(self, frozen: PyTree, x0: Array) -> Array:
+    def decode(self, frozen: PyTree, x0: Array, vae: str = "vae") -> Array:
         """Images `[b, H, W, 3]` in [-1, 1].  A clipped pixel has no gradient; one at the bound has all of it.
 
         An infinite pixel is not clipped: the decoder overflowed, and the rewards shall drop the sample.
+
+        Args:
+          vae: which of the frozen ones decodes: "vae" | "reward_vae".
         """
-        image = self.backbone.image.decode(frozen["vae"], x0)
+        image = self._decoder(vae).decode(frozen[vae], x0)
         return jnp.where((jnp.abs(image) > 1) & jnp.isfinite(image), jnp.sign(image), image)
 
-    def score(self, frozen: PyTree, x0: Array, c: PyTree, mix: RewardMix | None = None):
+    def _decoder(self, vae: str) -> ImageSide:
+        side = {"vae": self.backbone.image, "reward_vae": self.backbone.reward_image}[vae]
+        assert side is not None, "there is one"
+        return side
+
+    @property
+    def reward_vae(self) -> str:
+        """Which of the frozen decoders the reward that trains looks through."""
+        return "vae" if self.backbone.reward_image is None else "reward_vae"
+
+    def score(self, frozen: PyTree, x0: Array, c: PyTree, mix: RewardMix | None = None, vae: str = "vae"):
         """`MixScore` of latents by the mix, or by a part of it.  A sample that is not finite anywhere gets no gradient."""
-        image, mix = self.decode(frozen, finite_gradient(x0)), mix or self.mix
+        image, mix = self.decode(frozen, finite_gradient(x0), vae), mix or self.mix
         assert mix is not None, "nothing is scored without rewards"
         return mix.apply(frozen["rewards"], image, c["tokens"])
 
@@ -128,10 +145,8 @@ class Task:
             spread = lambda empty, like: jnp.broadcast_to(empty, like.shape).astype(like.dtype)
             return c | {"text": jax.tree.map(spread, frozen["no_text"], c["text"])}
 
-        def part(name):
-            assert self.mix is not None
-            only = self.mix.only(name)
-            return lambda frozen, x0, c: self.score(frozen, x0, c, only).total
+        def reward(only=None):
+            return lambda frozen, x0, c: self.score(frozen, x0, c, only, self.reward_vae).total
 
         rewarded = self.mix is not None
         several = self.mix.weights if self.mix is not None and len(self.mix.weights) > 1 else {}
@@ -143,11 +158,11 @@ class Task:
             ta=ta(None),
             ta_in_loss=ta(jnp.float32) if self.config.align.ta_float32 else None,
             generator=lambda p, frozen, z, c, i: self.generate_to_train(*self.pair("generator", frozen, p), z, c, i),
-            reward=(lambda frozen, x0, c: self.score(frozen, x0, c).total) if rewarded else None,
+            reward=reward() if rewarded else None,
             terms=self.terms if rewarded else None,
             unconditional=unconditional,
             few_step=self.backbone.few_step,
-            parts={name: part(name) for name in several},
+            parts={name: reward(self.mix.only(name)) for name in several if self.mix is not None},
             prepare=self.embed if self.in_loop else None,
         )
 
@@ -157,6 +172,8 @@ class Task:
         """What the step reads and never changes."""
         kind = self.config.network.frozen_dtype
         parts = {"base": self.backbone.base.cast(kind), "no_text": self.no_text()} | self.finishing()
+        if (tiny := self.backbone.reward_image) is not None:
+            parts["reward_vae"] = tiny.weights
         encoder = {"text_encoder": self.encoder.weights} if self.in_loop else {}
         return parts | encoder | self.under_adapters()
 
