@@ -1,6 +1,6 @@
 """The decoder of a tiny autoencoder (TAESD, TAESDXL: 4 channels; TAEF1: 16), distilled from a pipeline's VAE.  NHWC.
 
-Convolutions of 64 channels and nothing else: at 1024² 0.57 TFLOP a decoding, an eighteenth of the full decoder's.
+Convolutions of 64 channels and nothing else: at 1024² 0.51 TFLOP a decoding, a seventeenth of the full decoder's.
 
 Source: `AutoencoderTiny` of diffusers; github.com/madebyollin/taesd.
 """
@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from didr_jax.models.config import building, check_config, require_few
 from didr_jax.models.remat import rematerialised
-from didr_jax.models.resnet import nearest_twice
+from didr_jax.models.resnet import NearestConv
 from didr_jax.models.rows import Network
 from didr_jax.types import Array, InputError
 
@@ -128,8 +128,9 @@ class TinyDecoder(Network):
             last = level == len(c.blocks) - 1
             for _ in range(blocks):
                 x = block(name=f"layers_{next(number)}", **types)(x)
-            if not last:
-                x, _ = nearest_twice(x), next(number)
-            channels = c.out_channels if last else c.channels
-            x = nn.Conv(channels, (3, 3), padding=1, use_bias=last, name=f"layers_{next(number)}", **types)(x)
+            if last:
+                x = nn.Conv(c.out_channels, (3, 3), padding=1, name=f"layers_{next(number)}", **types)(x)
+            else:
+                next(number)  # nearest neighbour to twice the size
+                x = NearestConv(c.channels, (3, 3), use_bias=False, name=f"layers_{next(number)}", **types)(x)
         return 2 * x - 1

@@ -17,7 +17,7 @@ from didr_jax.weights.engine import weights_of
 from didr_jax.weights.files import Tensors
 from didr_jax.weights.ldm import ldm_vae_table
 from didr_jax.weights.tiny_vae import TINY_VAE_TABLE
-from didr_jax.weights.vae import VAE_TABLE
+from didr_jax.weights.vae import NO_ENCODER, VAE_TABLE
 
 REWARD_VAE = "network.reward_vae"
 _GIVE = "give the tiny one that was made for it (madebyollin/taesdxl, taesd, taef1)"
@@ -32,13 +32,15 @@ class ImageSide(Generic[Arch]):
 
     Attributes:
       arch: of the VAE that it is part of.
-      weights: its parameters, and where it is a whole VAE those of its encoder.
+      weights: its parameters; no encoder's, which nothing here asks.
       apply: `(parameters, raw latents) -> image`.
+      whole: with the encoder's, as a file has them; None: of a tiny one.
     """
 
     arch: Arch
     weights: Weights
     apply: Callable[[PyTree, Array], Array]
+    whole: Weights | None = None
 
     def decode(self, params: PyTree, x0: Array) -> Array:
         """Images `[b, H, W, 3]` of latents: about [-1, 1], unclipped, float32."""
@@ -49,23 +51,28 @@ def image_side(config, raw: Mapping[str, Any], opened: Callable[[], Tensors]) ->
     """The VAE of a pipeline.
 
     Args:
-      config: for `image` and `network.vae_…`.
+      config: for `network.vae_…`.
       raw: its `config.json`.
       opened: opens its tensors, in diffusers' names or those of single files.
 
     Raises:
       InputError: a VAE that this port does not do, an unknown attention backend.
     """
-    knobs, image = config.network, config.image
+    knobs = config.network
     require_choice("network.vae_attention", knobs.vae_attention, BACKENDS)
     arch, dtype = VAEConfig.from_json(raw), jnp.dtype(knobs.vae_dtype)
     vae = AutoencoderKL(arch, backend=knobs.vae_attention, remat=knobs.vae_remat, dtype=dtype)
-    size = jax.ShapeDtypeStruct((1, image.height, image.width, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, arch.factor, arch.factor, arch.in_channels), jnp.float32)
+    latent = jax.ShapeDtypeStruct((1, 1, 1, arch.latent_channels), jnp.float32)
     with building("AutoencoderKL"):
-        shapes = jax.eval_shape(vae.init, jax.random.key(0), size)["params"]
+        shapes = jax.eval_shape(vae.init, jax.random.key(0), image)["params"]
+        decoders = jax.eval_shape(lambda z: vae.init(jax.random.key(0), z, method="decode"), latent)["params"]
     table = lambda tensors: ldm_vae_table(arch) if "encoder.mid.block_1.conv1.weight" in tensors else VAE_TABLE
-    weights = weights_of(opened, table, shapes, where="config.weights.base: vae").cast(dtype)
-    return ImageSide(arch, weights, lambda params, raw: vae.apply({"params": params}, raw, method="decode"))
+    part = lambda tensors: [*NO_ENCODER, *table(tensors)]
+    where = "config.weights.base: vae"
+    weights = weights_of(opened, part, decoders, where=where).cast(dtype)
+    apply = lambda params, raw: vae.apply({"params": params}, raw, method="decode")
+    return ImageSide(arch, weights, apply, whole=weights_of(opened, table, shapes, where=where))
 
 
 def tiny_image_side(config, raw: Mapping[str, Any], opened: Callable[[], Tensors], full: VAEConfig) -> ImageSide[TinyVAEConfig]:
