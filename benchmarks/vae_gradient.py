@@ -9,8 +9,6 @@ cosine with the one in float32, the smallest in brackets, and the mean of its le
 reference: there x̂ is the posterior mean of latents that are standard normal, α x_t/(α² + σ²).
 """
 
-import dataclasses
-
 import checkout  # noqa: F401  (finds the packages)
 from absl import app, flags
 
@@ -23,9 +21,9 @@ SEED = flags.DEFINE_integer("seed", 0, "of everything random")
 
 # row -> what it changes in the config that computes in float32
 ROWS = {
-    "VAE bfloat16": {"network.vae_dtype": "bfloat16"},
+    "VAE bfloat16": {"network.reward_vae_dtype": "bfloat16"},
     "reward bfloat16": {"rewards.dtype": "bfloat16"},
-    "both bfloat16": {"network.vae_dtype": "bfloat16", "rewards.dtype": "bfloat16"},
+    "both bfloat16": {"network.reward_vae_dtype": "bfloat16", "rewards.dtype": "bfloat16"},
 }
 PUBLISHED = {"sdxl": "sdxl", "flux": "zimage"}
 
@@ -50,19 +48,14 @@ def task_of(changes):
     """The sprouts' task, with the VAE that the flags name."""
     from configs import sprouts
     from didr_jax.models.published import PIPELINES
-    from didr_jax.recipes.text_to_image.latents import image_side
     from didr_jax.recipes.text_to_image.task import Task
     from didr_jax.recipes.text_to_image.zimage import ZImage
-    from didr_jax.types import Weights
 
     class Backbone(ZImage):
-        @property
-        def image(self):
-            if VAE.value == "sprouts":
-                return super().image
-            side = image_side(self.config, PIPELINES[PUBLISHED[VAE.value]]["vae"], self.opened("vae"))
-            fill = lambda shapes, places: random_weights(shapes)
-            return dataclasses.replace(side, weights=Weights(side.weights.shapes, fill))
+        def architecture(self, part):
+            return (
+                PIPELINES[PUBLISHED[VAE.value]][part] if part == "vae" and VAE.value in PUBLISHED else super().architecture(part)
+            )
 
     config = sprouts.get_config()
     if VAE.value != "sprouts":
@@ -77,9 +70,12 @@ def gradients(changes, points, tokens):
     import jax
 
     task = task_of(changes)
-    tiny = {} if task.backbone.reward_image is None else {"reward_vae": task.backbone.reward_image.weights}
-    frozen = {name: weights.load() for name, weights in (task.finishing() | tiny).items()}
-    total = lambda frozen, x0: task.score(frozen, x0, {"tokens": tokens}, vae=task.reward_vae).total.sum()
+    side = task.backbone.reward_image
+    weights = {side.name: side.weights, "rewards": task.mix.params}
+    frozen = {name: weights[name].load() for name in weights if name != "vae" or VAE.value == "sprouts"}
+    if "vae" in weights and "vae" not in frozen:
+        frozen["vae"] = random_weights(weights["vae"].shapes)
+    total = lambda frozen, x0: task.score(frozen, x0, {"tokens": tokens}, to_train=True).total.sum()
     gradient = jax.jit(jax.grad(total, argnums=1))
     return [gradient(frozen, x0) for x0 in points]
 

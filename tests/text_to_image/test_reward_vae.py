@@ -68,6 +68,23 @@ def test_a_run_trains_with_it(made):
     runs.assert_trains(runs.recipe_of(sdxl, StableDiffusion, made[0]))
 
 
+def test_the_reward_that_trains_is_decoded_in_bfloat16_and_the_logged_one_is_not(made):
+    """Where no tiny VAE is given, and nothing else is said, there is one set of weights and two ways to compute with it."""
+    task = runs.recipe_of(
+        sdxl,
+        StableDiffusion,
+        made[0],
+        network__reward_vae="",
+        network__reward_vae_dtype=sdxl.get_config().network.reward_vae_dtype,
+    ).task
+    frozen = {"vae": task.backbone.image.weights.load()}
+    assert "reward_vae" not in task.frozen() and frozen["vae"]["decoder"]["conv_in"]["kernel"].dtype == jax.numpy.float32
+    x0 = np.random.default_rng(0).normal(size=(1, *task.backbone.event_shape)).astype("f")
+    decode = lambda to_train: jax.jit(lambda x0: task.decode(frozen, x0, to_train), compiler_options=runs.HASTE)(x0)
+    half, whole = np.asarray(decode(True)), np.asarray(decode(False))
+    assert half.dtype == whole.dtype == np.float32 and 1e-4 < np.abs(half - whole).max() < 0.1
+
+
 def test_a_plan_counts_it_and_what_it_saves(made):
     recipe = lambda **more: runs.recipe_of(sdxl, StableDiffusion, made[0], **more).planned()
     with_it, without = (recipe(**more).align({}) for more in ({}, {"network__reward_vae": ""}))

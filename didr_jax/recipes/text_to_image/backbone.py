@@ -158,17 +158,17 @@ class Backbone:
         return image_side(self.config, self.architecture("vae"), self.opened("vae"))
 
     @functools.cached_property
-    def reward_image(self) -> ImageSide[TinyVAEConfig] | None:
-        """The tiny decoder that rewards are differentiated through; None: they are through `image`."""
-        if not self.config.network.reward_vae:
-            return None
-        path = Path(self.config.network.reward_vae)
+    def reward_image(self) -> ImageSide[VAEConfig] | ImageSide[TinyVAEConfig]:
+        """What rewards are differentiated through: the decoder in `network.reward_vae_dtype`, or a tiny one."""
+        knobs = self.config.network
+        if not knobs.reward_vae:
+            return image_side(self.config, self.architecture("vae"), self.opened("vae"), knobs.reward_vae_dtype)
+        path, variant = Path(knobs.reward_vae), self.config.weights.variant or None
         if not self.given:
             raw = PIPELINES[self.config.compile.pipeline]["reward_vae"]
         else:
             require_parts(path, REWARD_VAE, ["config.json"], "an AutoencoderTiny as diffusers saves it")
             raw = part_json(path.parent, path.name)
-        variant = self.config.weights.variant or None
         return tiny_image_side(self.config, raw, lambda: read_tensors(path, variant=variant), self.image.arch)
 
     @functools.cached_property

@@ -33,6 +33,7 @@ class ImageSide(Generic[Arch]):
     Attributes:
       arch: of the VAE that it is part of.
       weights: its parameters; no encoder's, which nothing here asks.
+      name: under which a step has them among what is frozen.
       apply: `(parameters, raw latents) -> image`.
       whole: with the encoder's, as a file has them; None: of a tiny one.
     """
@@ -40,18 +41,20 @@ class ImageSide(Generic[Arch]):
     arch: Arch
     weights: Weights
     apply: Callable[[PyTree, Array], Array]
+    name: str = "vae"
     whole: Weights | None = None
 
-    def decode(self, params: PyTree, x0: Array) -> Array:
-        """Images `[b, H, W, 3]` of latents: about [-1, 1], unclipped, float32."""
-        return self.apply(params, self.arch.unscale(x0)).astype(jnp.float32)
+    def decode(self, frozen: PyTree, x0: Array) -> Array:
+        """Images `[b, H, W, 3]` of latents: about [-1, 1], unclipped, float32.  `frozen`: `{name: parameters}`."""
+        return self.apply(frozen[self.name], self.arch.unscale(x0)).astype(jnp.float32)
 
 
-def image_side(config, raw: Mapping[str, Any], opened: Callable[[], Tensors]) -> ImageSide[VAEConfig]:
+def image_side(config, raw: Mapping[str, Any], opened: Callable[[], Tensors], compute: str = "") -> ImageSide[VAEConfig]:
     """The VAE of a pipeline.
 
     Args:
       config: for `network.vae_…`.
+      compute: dtype of the computation; empty: that of the parameters, `network.vae_dtype`.
       raw: its `config.json`.
       opened: opens its tensors, in diffusers' names or those of single files.
 
@@ -61,7 +64,7 @@ def image_side(config, raw: Mapping[str, Any], opened: Callable[[], Tensors]) ->
     knobs = config.network
     require_choice("network.vae_attention", knobs.vae_attention, BACKENDS)
     arch, dtype = VAEConfig.from_json(raw), jnp.dtype(knobs.vae_dtype)
-    vae = AutoencoderKL(arch, backend=knobs.vae_attention, remat=knobs.vae_remat, dtype=dtype)
+    vae = AutoencoderKL(arch, backend=knobs.vae_attention, remat=knobs.vae_remat, dtype=jnp.dtype(compute or dtype))
     image = jax.ShapeDtypeStruct((1, arch.factor, arch.factor, arch.in_channels), jnp.float32)
     latent = jax.ShapeDtypeStruct((1, 1, 1, arch.latent_channels), jnp.float32)
     with building("AutoencoderKL"):
@@ -85,7 +88,7 @@ def tiny_image_side(config, raw: Mapping[str, Any], opened: Callable[[], Tensors
       InputError: a tiny VAE that this port does not do, or one of other latents or of pictures of another size.
     """
     where, knobs = f"config.{REWARD_VAE} = {config.network.reward_vae}", config.network
-    arch, dtype = TinyVAEConfig.from_json(raw), jnp.dtype(knobs.vae_dtype)
+    arch, dtype = TinyVAEConfig.from_json(raw), jnp.dtype(knobs.reward_vae_dtype)
     for what in ("latent_channels", "out_channels", "factor"):
         ours, theirs = getattr(arch, what), getattr(full, what)
         if ours != theirs:
@@ -95,7 +98,7 @@ def tiny_image_side(config, raw: Mapping[str, Any], opened: Callable[[], Tensors
         z = jax.ShapeDtypeStruct((1, 1, 1, arch.latent_channels), jnp.float32)
         shapes = jax.eval_shape(vae.init, jax.random.key(0), z)["params"]
     weights = weights_of(opened, TINY_VAE_TABLE, shapes, where=where).cast(dtype)
-    return ImageSide(arch, weights, lambda params, raw: vae.apply({"params": params}, raw))
+    return ImageSide(arch, weights, lambda params, raw: vae.apply({"params": params}, raw), name="reward_vae")
 
 
 def latent_shape(section, vae: VAEConfig, multiple: int) -> tuple[int, int, int]:

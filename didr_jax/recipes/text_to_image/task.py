@@ -5,8 +5,8 @@
     generator   one or a few evaluations from unit noise, with weights of its own     g_θ
     reward      weighted mix on the decoded image, in float32                         r
 
-With `network.reward_vae` the reward that trains, whatever asks it, is that of images which a tiny VAE decodes; the rewards
-that are logged and evaluated are always those of the pipeline's VAE.
+The reward that trains, whatever asks it, is that of images decoded in `network.reward_vae_dtype`, or by a tiny VAE,
+`network.reward_vae`; the rewards that are logged and evaluated are those of the pipeline's VAE in `network.vae_dtype`.
 
 Conditions are `{"text": embeddings, "tokens": the rewards' tokens}`.  Base, VAE and rewards travel through the step as
 `frozen`: with adapters, TA and generator read their bases there too.  Where the generator begins with the base's own
@@ -25,7 +25,6 @@ from didr_jax import lora
 from didr_jax.diffusion import to_x0
 from didr_jax.recipes.text_to_image.backbone import Backbone
 from didr_jax.recipes.text_to_image.conditions import Conditions, PromptTable, as_stored, prompt_table, prompt_tokens
-from didr_jax.recipes.text_to_image.latents import ImageSide
 from didr_jax.recipes.text_to_image.rewards import open_mix
 from didr_jax.rewards import RewardMix, finite_gradient, readings
 from didr_jax.text.encoder import TextEncoder
@@ -110,30 +109,20 @@ class Task:
     def _at(self, c: PyTree):
         return lambda weights, x_t, t: self.predict(weights[0], weights[1], x_t, t, c)
 
-    def decode(self, frozen: PyTree, x0: Array, vae: str = "vae") -> Array:
+    def decode(self, frozen: PyTree, x0: Array, to_train: bool = False) -> Array:
         """Images `[b, H, W, 3]` in [-1, 1].  A clipped pixel has no gradient; one at the bound has all of it.
 
         An infinite pixel is not clipped: the decoder overflowed, and the rewards shall drop the sample.
 
         Args:
-          vae: which of the frozen ones decodes: "vae" | "reward_vae".
+          to_train: as the reward sees them that trains.
         """
-        image = self._decoder(vae).decode(frozen[vae], x0)
+        image = (self.backbone.reward_image if to_train else self.backbone.image).decode(frozen, x0)
         return jnp.where((jnp.abs(image) > 1) & jnp.isfinite(image), jnp.sign(image), image)
 
-    def _decoder(self, vae: str) -> ImageSide:
-        side = {"vae": self.backbone.image, "reward_vae": self.backbone.reward_image}[vae]
-        assert side is not None, "there is one"
-        return side
-
-    @property
-    def reward_vae(self) -> str:
-        """Which of the frozen decoders the reward that trains looks through."""
-        return "vae" if self.backbone.reward_image is None else "reward_vae"
-
-    def score(self, frozen: PyTree, x0: Array, c: PyTree, mix: RewardMix | None = None, vae: str = "vae"):
+    def score(self, frozen: PyTree, x0: Array, c: PyTree, mix: RewardMix | None = None, to_train: bool = False):
         """`MixScore` of latents by the mix, or by a part of it.  A sample that is not finite anywhere gets no gradient."""
-        image, mix = self.decode(frozen, finite_gradient(x0), vae), mix or self.mix
+        image, mix = self.decode(frozen, finite_gradient(x0), to_train), mix or self.mix
         assert mix is not None, "nothing is scored without rewards"
         return mix.apply(frozen["rewards"], image, c["tokens"])
 
@@ -146,7 +135,7 @@ class Task:
             return c | {"text": jax.tree.map(spread, frozen["no_text"], c["text"])}
 
         def reward(only=None):
-            return lambda frozen, x0, c: self.score(frozen, x0, c, only, self.reward_vae).total
+            return lambda frozen, x0, c: self.score(frozen, x0, c, only, to_train=True).total
 
         rewarded = self.mix is not None
         several = self.mix.weights if self.mix is not None and len(self.mix.weights) > 1 else {}
@@ -172,8 +161,8 @@ class Task:
         """What the step reads and never changes."""
         kind = self.config.network.frozen_dtype
         parts = {"base": self.backbone.base.cast(kind), "no_text": self.no_text()} | self.finishing()
-        if (tiny := self.backbone.reward_image) is not None:
-            parts["reward_vae"] = tiny.weights
+        if (side := self.backbone.reward_image).name not in parts:
+            parts[side.name] = side.weights
         encoder = {"text_encoder": self.encoder.weights} if self.in_loop else {}
         return parts | encoder | self.under_adapters()
 
