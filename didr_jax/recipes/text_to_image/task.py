@@ -137,8 +137,8 @@ class Task:
         def reward(only=None):
             return lambda frozen, x0, c: self.score(frozen, x0, c, only, to_train=True).total
 
-        rewarded = self.mix is not None
-        several = self.mix.weights if self.mix is not None and len(self.mix.weights) > 1 else {}
+        mix, rewarded = self.mix, self.mix is not None
+        parts = {} if mix is None or len(mix.weights) < 2 else {name: reward(mix.only(name)) for name in mix.weights}
         ta = lambda dtype: lambda p, frozen, x_t, t, c: self.predict(*self.pair("ta", frozen, p), x_t, t, c, dtype)
         return Networks(
             schedule=self.backbone.schedule,
@@ -151,7 +151,7 @@ class Task:
             terms=self.terms if rewarded else None,
             unconditional=unconditional,
             few_step=self.backbone.few_step,
-            parts={name: reward(self.mix.only(name)) for name in several if self.mix is not None},
+            parts=parts,
             prepare=self.embed if self.in_loop else None,
         )
 
