@@ -41,7 +41,7 @@ def gradient_of_reward(config, num_steps: int):
     def reward(x_t, t, params, text, tokens):
         denoiser = lambda x, t: to_x0(backbone.prediction, backbone.network(params["unet"], x, t, text), x, t, schedule)
         x0 = denoise(denoiser, schedule, x_t, t, num_steps=num_steps, remat=config.network.remat != "none")
-        image = backbone.image.decode(params["vae"], x0)
+        image = backbone.reward_image.decode(params, x0)
         return mix.apply(params["rewards"], image, tokens).total.sum()
 
     params = {"unet": backbone.base.cast("bfloat16").shapes, "vae": backbone.image.weights.shapes, "rewards": mix.params.shapes}
@@ -69,7 +69,7 @@ def main(argv):
         config.image.height = config.image.width = int(size)
         config.network.remat = config.rewards.remat = remat
         config.network.vae_remat = VAE_REMAT.value or remat
-        config.network.attention, config.network.vae_dtype = attention, VAE_DTYPE.value
+        config.network.attention, config.network.reward_vae_dtype = attention, VAE_DTYPE.value
         if TINY.value:
             tiny_sdxl.use(config)
         gradient, shapes = gradient_of_reward(config, int(steps))

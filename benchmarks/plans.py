@@ -39,13 +39,13 @@ def main(argv):
             machine = target(name)
             config.align.micro_batches = config.align.batch_size // machine.size
             plan = make_plan(stage, config, machine, operations)
-            operations = plan.flops
+            operations = plan.operations
             seconds = plan.step_seconds(UTILISATION.value)
             held, room = sum(plan.parts.values()) / GIB, machine.chip.memory / GIB
             rate = plan.batch_size / seconds
             row = f"{held:.1f} | {room:.0f} | {plan.micro_batches} | {seconds:.3g} | {rate:.3g}"
             print(f"| {train} | {name} | {row} |", flush=True)
-        print(f"{train}: {operations / plan.batch_size / 1e12:.4g} TFLOP per image")
+        print(f"{train}: {plan.flops / plan.batch_size / 1e12:.4g} TFLOP per image")
 
 
 if __name__ == "__main__":

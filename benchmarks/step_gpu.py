@@ -92,7 +92,7 @@ def jax_side() -> dict:
         batch = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), stage.batch_shapes)
         begin = time.perf_counter()
         step = stage.compiled(shardings(shapes, config, mesh), mesh).trace(state, frozen, batch)
-        done = flops.count_jaxpr(step.jaxpr.jaxpr)
+        done = sum(flops.count_jaxpr(step.jaxpr.jaxpr).values())
         step = step.lower().compile()
         compiled = time.perf_counter() - begin
         laps = []

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from didr_jax.training.flops import count
+from didr_jax.training.chips import CHIPS
+from didr_jax.training.flops import by_dtype, count
 
 
 def shape(*dims):
@@ -94,3 +95,17 @@ def test_the_splash_kernel_counts_as_the_attention_that_it_computes():
     q = shape(1, 256, 2, 64)
     count_of = lambda backend: count(lambda q: attend(q, q, q, backend=backend), q)
     assert count_of("splash_interpret") == count_of("xla") == 2 * 2 * 2 * 256 * 256 * 64
+
+
+def test_operations_are_told_apart_by_what_a_chips_rate_depends_on():
+    """What a TPU multiplies in one pass or in six, and a GPU in its tensor cores at full or half rate, or not at all."""
+
+    def products(x, w):
+        half = jnp.bfloat16
+        both = x.astype(half) @ w.astype(half), x @ w, jnp.matmul(x, w, precision="highest")
+        return jax.lax.scan(lambda c, _: (c, both[0] + x.astype(half) @ w.astype(half)), 0.0, length=3), both
+
+    counted = by_dtype(products, X, W)
+    assert counted == {"bfloat16": 4 * PRODUCT, "float32": PRODUCT, "float32 highest": PRODUCT}
+    assert CHIPS["v5e"].least_seconds(counted) * 197e12 == pytest.approx((4 + 1 + 6) * PRODUCT)
+    assert CHIPS["h100"].least_seconds(counted) * 989e12 == pytest.approx((4 + 2 + 989 / 67) * PRODUCT)

@@ -22,7 +22,7 @@ REDNESS = {"custom": "tests.text_to_image.tiny_sdxl:redness"}
 DEFAULTS = {
     "hps": "", "pickscore": "", "imagereward": "", "clipscore": "", "aesthetic": "", "custom": "",
     "custom_differentiable": False, "held_out": ("clipscore", "aesthetic"), "clip": "", "clip_tokenizer": "",
-    "bert_tokenizer": "", "dtype": "float32", "remat": "auto",
+    "bert_tokenizer": "", "dtype": "float32", "param_dtype": "", "remat": "auto",
 }  # fmt: skip
 
 
@@ -104,6 +104,15 @@ def test_a_mix_trains_what_is_not_held_out(clip):
     assert list(mix.models) == ["hps", "custom", "clipscore"] and mix.weights == {"hps": 0.5, "custom": 1.0}
     mix.params.check()
     assert set(mix.params.load()) == set(mix.models)
+    for values, dtype in (
+        ({}, "float32"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"dtype": "bfloat16", "param_dtype": "float32"}, "float32"),
+    ):
+        config.update(values)  # parameters are kept as they are computed with, unless it is said
+        assert {leaf.dtype for leaf in jax.tree.leaves(open_mix(config, clip[1]).params.shapes) if leaf.ndim} == {
+            jax.numpy.dtype(dtype)
+        }
     assert open_mix(section(), clip[1]) is None
 
 

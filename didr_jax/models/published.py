@@ -2,7 +2,7 @@
 
 As `config.json` of diffusers says them, with what differs from its class's defaults.  Sources: the model cards'
 repositories (stabilityai/stable-diffusion-xl-base-1.0, stable-diffusion-v1-5/stable-diffusion-v1-5,
-Tongyi-MAI/Z-Image); the numbers of parameters that follow from them are held against the published ones in tests/test_plan.py.
+Tongyi-MAI/Z-Image, and of tiny VAEs those named beside them); the numbers of parameters that follow from them are held against the published ones in tests/test_plan.py.
 """
 
 from typing import Any
@@ -15,6 +15,8 @@ _VAE: Part = {
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
+
+_TINY_VAE: Part = {}  # madebyollin/taesdxl, taesd: all as in AutoencoderTiny's defaults
 
 SDXL: dict[str, Part] = {
     "unet": {
@@ -30,11 +32,13 @@ SDXL: dict[str, Part] = {
         "projection_class_embeddings_input_dim": 2816,
     },
     "vae": _VAE | {"scaling_factor": 0.13025},
+    "reward_vae": _TINY_VAE,
 }
 
 SD15: dict[str, Part] = {
     "unet": {"cross_attention_dim": 768},
     "vae": _VAE | {"scaling_factor": 0.18215},
+    "reward_vae": _TINY_VAE,
 }
 
 ZIMAGE: dict[str, Part] = {
@@ -43,6 +47,7 @@ ZIMAGE: dict[str, Part] = {
         "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159,
         "use_quant_conv": False, "use_post_quant_conv": False,
     },
+    "reward_vae": _TINY_VAE | {"latent_channels": 16},  # madebyollin/taef1
 }  # fmt: skip
 
 PIPELINES = {"sdxl": SDXL, "sd15": SD15, "zimage": ZIMAGE}

@@ -6,10 +6,19 @@ Sources: `ResnetBlock2D`, `Upsample2D`, `Downsample2D` of diffusers.
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 
 from didr_jax.types import Array
+
+
+def nearest_twice(x: Array) -> Array:
+    """`x [b, h, w, c]` → `[b, 2h, 2w, c]`, each entry four times."""
+    b, h, w, c = x.shape
+    # Broadcast and reshape: unlike a gather, its gradient is a plain sum.
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 class GroupNorm(nn.Module):
@@ -69,6 +78,38 @@ class Downsample(nn.Module):
         return nn.Conv(x.shape[-1], (3, 3), strides=2, padding=self.padding, name="conv", **types)(x)
 
 
+class NearestConv(nn.Conv):
+    """`nearest_twice` and then this 3 × 3 convolution, as four 2 × 2 convolutions of x itself: 4/9 of the operations.
+
+    Of the 3 rows that meet an output row, 2 are copies of one row of x, so their weights add up: an even row sees
+    (w₀, w₁ + w₂) on the rows i − 1 and i of x, an odd one (w₀ + w₁, w₂) on i and i + 1; columns likewise.  Exact but for
+    rounding, at the border too, where both see zeros.  `x [b, h, w, c]` → `[b, 2h, 2w, features]`.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        (b, h, w, c), zeros = x.shape, nn.initializers.zeros_init()
+        kernel = self.param("kernel", self.kernel_init, (3, 3, c, self.features), self.param_dtype)
+        bias = self.param("bias", zeros, (self.features,), self.param_dtype) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        phases = [
+            jax.lax.conv_general_dilated(
+                x, part, (1, 1), ((1 - odd_row, odd_row), (1 - odd, odd)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            for odd_row, rows in enumerate(_folded(kernel, 0))
+            for odd, part in enumerate(_folded(rows, 1))
+        ]
+        y = jnp.stack(phases, -2).reshape(b, h, w, 2, 2, self.features)
+        y = y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features)
+        return y if bias is None else y + bias
+
+
+def _folded(kernel: Array, axis: int) -> tuple[Array, Array]:
+    """What even and odd places see of three weights along an axis, two each."""
+    first, middle, last = jnp.split(kernel, 3, axis)
+    return jnp.concatenate([first, middle + last], axis), jnp.concatenate([first + middle, last], axis)
+
+
 class Upsample(nn.Module):
     """Nearest neighbour to twice the size, cropped to `size` (h, w) if given, and a convolution."""
 
@@ -78,8 +119,8 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array, size: tuple[int, int] | None = None) -> Array:
         b, h, w, c = x.shape
-        # Broadcast and reshape: unlike a gather, its gradient is a plain sum.
-        x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-        if size is not None:
-            x = x[:, : size[0], : size[1]]
-        return nn.Conv(c, (3, 3), padding=1, name="conv", dtype=self.dtype, param_dtype=self.param_dtype)(x)
+        types = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        if size is None or size == (2 * h, 2 * w):
+            return NearestConv(c, (3, 3), name="conv", **types)(x)
+        # what is cut off, the convolution sees as zeros
+        return nn.Conv(c, (3, 3), padding=1, name="conv", **types)(nearest_twice(x)[:, : size[0], : size[1]])

@@ -7,7 +7,8 @@ The step is the one that training runs, on shapes: parameters, optimisers, tower
     temporaries   what the step needs besides (activations, gradients, gathered parameters): XLA's memory
                   analysis of the compiled step
     program       the compiled step itself, which a device keeps in the same memory
-    operations    of matrix products and convolutions, counted in the jaxpr (`flops`)
+    operations    of matrix products and convolutions, counted in the jaxpr by dtype (`flops`), each at the
+                  chip's rate for it (`chips`)
 
 A program that is too large is refused by the TPU's compiler, which then says how much it would have taken.
 """
@@ -25,6 +26,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from didr_jax.planning.compiler_log import caught
 from didr_jax.planning.targets import Target
 from didr_jax.training import flops
+from didr_jax.training.flops import Operations
 from didr_jax.training.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, with_places
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Finished
@@ -42,7 +44,7 @@ class Plan:
       mesh: {axis: size}.
       batch_size, micro_batches: of the stage.
       parts: {name: bytes per device} of all that lives between steps.
-      flops: operations per step, over all devices; recomputation included.
+      operations: per step, over all devices, of each dtype (`flops.Operations`); recomputation included.
       padding: bytes per device by which the compiler's layouts enlarge the parts.
       temporaries: bytes per device beside the parts; None: not known.
       program: bytes of the compiled step.
@@ -59,7 +61,7 @@ class Plan:
     batch_size: int
     micro_batches: int
     parts: dict[str, int]
-    flops: float
+    operations: Operations
     padding: int = 0
     temporaries: int | None = None
     program: int = 0
@@ -69,6 +71,11 @@ class Plan:
     warnings: tuple[str, ...] = ()
     words: Mapping[str, str] = dataclasses.field(default_factory=dict)
     why: str = ""
+
+    @property
+    def flops(self) -> float:
+        """Operations per step, whatever their dtype."""
+        return sum(self.operations.values())
 
     @property
     def fits(self) -> bool | None:
@@ -81,9 +88,9 @@ class Plan:
         return self.needed is not None and self.needed <= room
 
     def step_seconds(self, utilisation: float) -> float | None:
-        """At a given share of the chips' peak; None on a machine whose peak is not known."""
+        """At a given share of the chips' peak for each dtype; None on a machine whose peak is not known."""
         chip = self.machine.chip
-        return self.flops / (self.machine.size * chip.peak * utilisation) if chip else None
+        return chip.least_seconds(self.operations) / (self.machine.size * utilisation) if chip else None
 
 
 def main_stage(recipe: Recipe, config) -> Stage:
@@ -99,7 +106,7 @@ def main_stage(recipe: Recipe, config) -> Stage:
     return stage
 
 
-def make_plan(stage: Stage, config, machine: Target, operations: float | None = None) -> Plan:
+def make_plan(stage: Stage, config, machine: Target, operations: Operations | None = None) -> Plan:
     """Plans a stage.
 
     Args:
@@ -129,11 +136,11 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
         fields |= stage.settled()._asdict()
     if only_shapes:
         nowhere = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
-        return Plan(**fields, flops=operations or flops.count(stage.step, *nowhere))
+        return Plan(**fields, operations=operations or flops.by_dtype(stage.step, *nowhere))
 
     with jax.set_mesh(mesh):
         traced = stage.compiled(jax.tree.map(lambda a: a.sharding, arguments[0]), mesh).trace(*arguments)
-        fields["flops"] = flops.count_jaxpr(traced.jaxpr.jaxpr)
+        fields["operations"] = flops.count_jaxpr(traced.jaxpr.jaxpr)
         held, start = sum(parts.values()), time.perf_counter()
         try:
             with caught() as log:

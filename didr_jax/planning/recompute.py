@@ -66,7 +66,7 @@ def measure(part: Part, word: str) -> tuple[float, int]:
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     weights = {leaf.shape for leaf in jax.tree.leaves(part.weights) if leaf.shape}
     size = lambda aval: 0 if getattr(aval, "shape", ()) in weights else bytes_of(aval)
-    return part.passes * flops.count_jaxpr(jaxpr), part.open(word) * most_alive(jaxpr, size)
+    return part.passes * sum(flops.count_jaxpr(jaxpr).values()), part.open(word) * most_alive(jaxpr, size)
 
 
 def choose(parts: Sequence[Part], fixed: int, room: int | None) -> Choice:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from didr_jax.planning.plan import Plan
-from didr_jax.training.chips import GIB
+from didr_jax.training.chips import GIB, Chip
 from didr_jax.training.recipe import Advice, Recipe
 
 # What to try when a plan does not fit, whatever the recipe: before its own remedies, and after them.
@@ -57,6 +57,8 @@ def report(plan: Plan, config, recipe: Recipe) -> str:
     lines += ["", *plan.warnings] if plan.warnings else []
     lines += ["", plan.why] if plan.why else []
     lines += ["", f"operations per image  {plan.flops / plan.batch_size / 1e12:.4g} TFLOP, recomputation included"]
+    kinds = sorted(plan.operations.items(), key=lambda item: -item[1])
+    lines += [f"  {kind:<20}{n / plan.batch_size / 1e12:.4g} TFLOP{_slower(chip, kind)}" for kind, n in kinds if n]
     seconds = plan.step_seconds(config.compile.utilisation)
     if chip and seconds:
         rate = f"{plan.batch_size / seconds:.3g} images/s"
@@ -88,6 +90,11 @@ def _attention(plan: Plan) -> str:
 
 def _row(name: str, size: float) -> str:
     return f"  {name:<36}{size / GIB:>8.3f}"
+
+
+def _slower(chip: Chip | None, kind: str) -> str:
+    times = chip.slow.get(kind, 1.0) if chip else 1.0
+    return f", at 1/{times:.3g} of the peak" if times != 1 else ""
 
 
 def _unknown(plan: Plan) -> str:

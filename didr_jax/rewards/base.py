@@ -76,9 +76,13 @@ class Knob:
 
 
 MODEL, TOKENIZER = Files(weights=("",)), Files(texts=("",))  # what is read of a model's repository, and of a tokenizer's
+_FLOATS = ("float32", "bfloat16", "float16")
 # Of all rewards that are networks.
 NETWORK_KNOBS = {
-    "dtype": Knob("dtype", "of the rewards' computation", "float32", ("float32", "bfloat16", "float16")),
+    "dtype": Knob("dtype", "of the rewards' computation", "float32", _FLOATS),
+    "param_dtype": Knob(
+        "param_dtype", "of the rewards' parameters; empty: as they compute", "", ("", *_FLOATS), lambda given, _: given["dtype"]
+    ),
     "remat": Knob("remat", "of the image towers: as network.remat", remat.AUTO, remat.WORDS),
 }
 

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from didr_jax.exits import Hacked, NotFinite, Preempted, StopRequest
 from didr_jax.training import flops, known, origin
 from didr_jax.training.checkpoint import Checkpoints
-from didr_jax.training.chips import peak_here
+from didr_jax.training.chips import pace_here
 from didr_jax.training.evaluation import PREFIX, Evaluators, Verdict
 from didr_jax.training.hacking import HackingWatch, in_words
 from didr_jax.training.introduction import heartbeat, introduction
@@ -153,8 +153,8 @@ def _loop(
     for step in range(first, stage.steps):
         window.before(step - first, state)
         batch = put_batch(stage.batch(step), run.mesh, stage.batch_axis)
-        if step == first and (peak := peak_here(config.log.peak_tflops)):
-            progress.least = flops.count_jaxpr(step_fn.trace(state, frozen, batch).jaxpr.jaxpr) / peak
+        if step == first and (pace := pace_here(config.log.peak_tflops)):
+            progress.least = pace(flops.count_jaxpr(step_fn.trace(state, frozen, batch).jaxpr.jaxpr))
         state, metrics = settle(step_fn(state, frozen, batch))
         done, last = step + 1, step + 1 == stage.steps
         trouble = look(*previous) if previous else None

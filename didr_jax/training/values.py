@@ -154,6 +154,8 @@ DTYPES: Mapping[str, tuple[str, ...]] = {
     "frozen_dtype": _FLOATS,
     "param_dtype": _FLOATS,
     "vae_dtype": _FLOATS,
+    "reward_vae_dtype": _FLOATS,
+    "rewards.param_dtype": ("", *_FLOATS),  # empty: rewards.dtype
 }
 # What people write for them.
 WORDS = {

@@ -1,6 +1,6 @@
 """Names of AutoencoderKL's tensors, with or without quant convs, new and old names of attention."""
 
-from didr_jax.weights.rules import layer, norm
+from didr_jax.weights.rules import ignore, layer, norm
 
 _ATTENTION = "(encoder|decoder).mid_block.attentions.0"
 _FLAX = "{}/mid_block/attentions_0"
@@ -22,3 +22,6 @@ VAE_TABLE = [
     *layer(f"{_ATTENTION}.to_out.0", f"{_FLAX}/attention/to_out"),
     *[row for old, new in _OLD.items() for row in layer(f"{_ATTENTION}.{old}", f"{_FLAX}/attention/{new}")],
 ]  # fmt: skip
+
+# Before this table, or that of single files, where only the decoder is wanted.
+NO_ENCODER = ignore("(encoder|quant_conv).(.+)")

@@ -18,13 +18,15 @@ from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.files import read_tensors  # noqa: E402
 from tests.hub_server import COMMIT, in_cache  # noqa: E402
 from tests.text_to_image import runs, tiny_sdxl  # noqa: E402
+from tests.text_to_image.test_reward_vae import save_tiny_vae  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     _, settings = tiny_sdxl.settings(root)
-    for repo, folder in (("maker/base", "base"), ("maker/one-step", "generator"), ("maker/clip", "hps")):
+    save_tiny_vae(root / "tiny")
+    for repo, folder in (("maker/tiny", "tiny"), ("maker/base", "base"), ("maker/one-step", "generator"), ("maker/clip", "hps")):
         in_cache(root / "cache", repo, root / folder)
     return root, settings
 
@@ -36,7 +38,7 @@ def built(made, monkeypatch, tmp_path):
     names = {
         "weights.base": "maker/base", "weights.generator": "maker/one-step:diffusion_pytorch_model.safetensors",
         "rewards.hps": "maker/clip", "rewards.pickscore": "", "rewards.clip_tokenizer": "maker/base:tokenizer",
-        "data.cache": str(tmp_path / "cache"),
+        "network.reward_vae": "maker/tiny", "data.cache": str(tmp_path / "cache"),
     }  # fmt: skip
 
     def build(mode="train", **change):
@@ -52,6 +54,7 @@ def test_everything_is_found_by_name_and_the_commit_is_kept(built, made):
     recipe.check("train")
     assert config.weights.base == f"maker/base@{COMMIT}"
     assert config.weights.generator == f"maker/one-step@{COMMIT}:diffusion_pytorch_model.safetensors"
+    assert config.network.reward_vae == f"maker/tiny@{COMMIT}"
     assert config.rewards.hps == f"maker/clip@{COMMIT}" and config.rewards.clip_tokenizer == f"maker/base@{COMMIT}:tokenizer"
     here = runs.recipe_of(sdxl, type(recipe.task.backbone), made[1]).task.backbone
     for which in ("base", "generator"):

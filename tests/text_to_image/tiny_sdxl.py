@@ -102,7 +102,7 @@ def settings(root):
         "rewards.custom": "tests.text_to_image.tiny_sdxl:redness", "rewards.custom_differentiable": True,
         "rewards.held_out": ("custom",), "rewards.weights.pickscore": 0.5, "data.dtype": "float32",
         "data.batch_size": 5, "image.height": HEIGHT, "image.width": WIDTH, "network.dtype": "float32",
-        "network.frozen_dtype": "float32", "network.remat": "none", "network.vae_remat": "none", "rewards.remat": "none",
+        "network.frozen_dtype": "float32", "network.reward_vae_dtype": "float32", "network.remat": "none", "network.vae_remat": "none", "rewards.remat": "none",
         "align.steps": 3, "align.batch_size": 2, "align.ta_updates": 1, "align.generator_optimizer.lr": 1e-3,
         "align.generator_optimizer.warmup": 1, "align.ta_optimizer.lr": 1e-3, "align.ta_optimizer.warmup": 1,
         "checkpoint.every": 2, "log.every": 1, "eval.every": 2, "eval.num": 3, "eval.judge": "tests.text_to_image.runs:told", "eval.batch_size": 2, "export.dtype": "float32",

@@ -57,6 +57,7 @@ def settings(root):
         "rewards.custom": "tests.text_to_image.tiny_sdxl:redness", "rewards.custom_differentiable": True,
         "image.height": HEIGHT, "image.width": WIDTH, "network.dtype": "float32", "network.frozen_dtype": "float32",
         "network.remat": "none", "network.vae_remat": "none", "rewards.remat": "none", "lora.rank": 2, "lora.alpha": 4.0,
+        "network.reward_vae_dtype": "float32",
         "align.steps": 3, "align.batch_size": 2, "align.ta_updates": 1, "align.generator_optimizer.lr": 1e-2,
         "align.generator_optimizer.warmup": 1, "align.ta_optimizer.lr": 1e-2, "align.ta_optimizer.warmup": 1,
         "align.ema": 0.5, "checkpoint.every": 2, "log.every": 1, "eval.every": 2, "eval.num": 3, "eval.judge": "tests.text_to_image.runs:told", "eval.batch_size": 3,

@@ -33,7 +33,7 @@ def small_zimage(folder: str) -> ml_collections.ConfigDict:
     config.image.height = config.image.width = 64
 
     config.network.generator_steps = 1  # 1 to 8, at the times that ZImagePipeline visits
-    config.network.dtype = config.network.frozen_dtype = "float32"
+    config.network.dtype = config.network.frozen_dtype = config.network.reward_vae_dtype = "float32"
     config.network.remat = config.network.vae_remat = config.rewards.remat = "none"
     config.network.vae_attention = "xla"
     config.lora.layers = (r"attention/to_(q|k|v|out)$",)

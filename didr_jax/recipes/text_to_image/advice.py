@@ -22,7 +22,16 @@ REMEDIES = (
         "network.attention={attention}",
         "never holds the matrix of attention weights",
     ),
-    Advice(lambda c, p: c.network.vae_dtype == "float32", "network.vae_dtype=bfloat16", "halves the decoder's activations"),
+    Advice(
+        lambda c, p: c.network.reward_vae_dtype == "float32",
+        "network.reward_vae_dtype=bfloat16",
+        "halves the decoder's activations",
+    ),
+    Advice(
+        lambda c, p: not c.network.reward_vae,
+        "network.reward_vae=madebyollin/{taesdxl,taesd,taef1}",
+        "differentiates the reward through a tiny decoder",
+    ),
     Advice(
         lambda c, p: c.align.ta_optimizer.moment_dtype == "float32" and c.network.ta == "full",
         "align.{ta,generator}_optimizer.moment_dtype=bfloat16",

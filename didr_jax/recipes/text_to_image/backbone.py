@@ -9,7 +9,9 @@ from typing import Any
 from didr_jax.builders import make_few_step, make_schedule
 from didr_jax.few_step import FewStep
 from didr_jax.models.published import PIPELINES
-from didr_jax.recipes.text_to_image.latents import ImageSide, latent_shape
+from didr_jax.models.tiny_vae import TinyVAEConfig
+from didr_jax.models.vae import VAEConfig
+from didr_jax.recipes.text_to_image.latents import REWARD_VAE, ImageSide, image_side, latent_shape, tiny_image_side
 from didr_jax.schedules import Schedule
 from didr_jax.text.encoder import TextEncoder
 from didr_jax.types import Array, InputError, PyTree, Weights
@@ -151,9 +153,23 @@ class Backbone:
         return make_few_step(self.config, self.schedule)
 
     @functools.cached_property
-    def image(self) -> ImageSide:
+    def image(self) -> ImageSide[VAEConfig]:
         """The decoder."""
-        return ImageSide(self.config, self.architecture("vae"), self.opened("vae"))
+        return image_side(self.config, self.architecture("vae"), self.opened("vae"))
+
+    @functools.cached_property
+    def reward_image(self) -> ImageSide[VAEConfig] | ImageSide[TinyVAEConfig]:
+        """What rewards are differentiated through: the decoder in `network.reward_vae_dtype`, or a tiny one."""
+        knobs = self.config.network
+        if not knobs.reward_vae:
+            return image_side(self.config, self.architecture("vae"), self.opened("vae"), knobs.reward_vae_dtype)
+        path, variant = Path(knobs.reward_vae), self.config.weights.variant or None
+        if not self.given:
+            raw = PIPELINES[self.config.compile.pipeline]["reward_vae"]
+        else:
+            require_parts(path, REWARD_VAE, ["config.json"], "an AutoencoderTiny as diffusers saves it")
+            raw = part_json(path.parent, path.name)
+        return tiny_image_side(self.config, raw, lambda: read_tensors(path, variant=variant), self.image.arch)
 
     @functools.cached_property
     def event_shape(self) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ from didr_jax.whole_files import remove_leftovers, write_json
 MODELS = ("trained", "initial", "reference")
 # Sections and keys of the config that a picture depends on, whatever makes it; what computes the same in another way is not.
 SETTINGS = ("image.", "schedule.", "network.", "lora.", "weights.", "data.dtype", "data.max_length", "data.encoder_dtype")
-NO_MATTER = ("remat", "vae_remat", "attention", "cross_attention", "vae_attention")
+NO_MATTER = ("reward_vae", "reward_vae_dtype", "remat", "vae_remat", "attention", "cross_attention", "vae_attention")
 
 
 def alone(section) -> bool:

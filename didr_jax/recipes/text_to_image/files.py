@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from didr_jax.recipes.text_to_image.backbone import Backbone
+from didr_jax.recipes.text_to_image.latents import REWARD_VAE
 from didr_jax.recipes.text_to_image.rewards import chosen
 from didr_jax.rewards import REWARDS
 from didr_jax.weights.adapters import picked_adapter
@@ -24,6 +25,8 @@ def files(config, backbone: Backbone, mode: str) -> dict[str, Files]:
         wanted["weights.generator"] = Files(texts=("", part))
     if starts:
         wanted["weights.generator_adapter"] = Files(weights=("",), texts=("",), pick=picked_adapter)
+    if mode == "train" or (mode == "compile" and config.weights.base):
+        wanted[REWARD_VAE] = Files(weights=("",) if mode == "train" else (), texts=("",))
     if mode in ("train", "eval", *ALONE):
         for name in chosen(config.rewards):
             wanted |= {f"rewards.{k.key}": k.files for k in REWARDS[name].knobs.values() if k.files is not None}

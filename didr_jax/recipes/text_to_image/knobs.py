@@ -45,9 +45,13 @@ def text_to_image() -> ml_collections.ConfigDict:
     config.network.param_dtype = "float32"  # of parameters that are trained in full
     config.network.frozen_dtype = "bfloat16"  # of the networks' parameters that are not trained
     config.network.vae_dtype = "float32"  # of the decoder; float16 overflows
+    config.network.reward_vae_dtype = "bfloat16"  # of the decoding that the reward is differentiated through
+    # a tiny decoder (AutoencoderTiny, folder or name: madebyollin/taesdxl) that the reward is differentiated through; logged
+    # and evaluated rewards are of the pipeline's VAE in any case; empty: that one
+    config.network.reward_vae = ""
     # what a backward pass recomputes: blocks (all of them) | products (all but products) | none | auto (as little as fits)
     config.network.remat = "auto"
-    config.network.vae_remat = "auto"  # of the decoder
+    config.network.vae_remat = "auto"  # of the decoders
     config.network.attention = "xla"  # to pixels: xla | cudnn (NVIDIA) | splash (TPU) | chunked
     config.network.vae_attention = "chunked"  # one head of 512 channels: xla or chunked
 

@@ -147,6 +147,8 @@ class TextToImage(Recipe):
             return
         backbone.check()
         backbone.prediction, backbone.few_step, backbone.event_shape, backbone.shapes  # noqa: B018  (they raise)
+        if mode in ("train", "compile"):
+            backbone.reward_image  # noqa: B018  (it raises)
         if mode in ("sample", "eval") and not config.eval.prompts or mode == "train":
             _require_path("data.prompts", config.data.prompts)
         if mode in ("sample", "eval"):

@@ -124,7 +124,7 @@ def _parts(config, make_backbone: Callable, planning: bool, ways: int) -> list[P
 
     def decoder_gradient(word: str) -> tuple[Callable, tuple]:
         at = task(word)
-        return jax.grad(lambda x0, frozen: jnp.sum(at.decode(frozen, x0))), (x0, shapes)
+        return jax.grad(lambda x0, frozen: jnp.sum(at.decode(frozen, x0, to_train=True))), (x0, shapes)
 
     def reward_gradient(word: str) -> tuple[Callable, tuple]:
         mix = task(word).mix

@@ -53,7 +53,7 @@ def _arguments(name: str, section, clip_tokenizer: str | None, published: bool =
         if knob.choices:
             require_choice(f"rewards.{knob.key}", given[argument], knob.choices)
     if published:
-        return {**given, **record.published}
+        given |= record.published
     for argument, knob in record.knobs.items():
         if given[argument] != "":
             continue

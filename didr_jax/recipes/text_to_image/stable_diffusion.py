@@ -155,7 +155,8 @@ class StableDiffusion(Backbone):
         return None if self.scheduler_json is not None else timesteps_of(self.few_step)
 
     def checkpoint(self):
-        parts = {"vae": (single_file.PARTS["vae"][0], self.image.weights.cast("float32"), ldm_vae_table(self.image.arch))}
+        assert self.image.whole is not None, "of a pipeline's VAE"
+        parts = {"vae": (single_file.PARTS["vae"][0], self.image.whole, ldm_vae_table(self.image.arch))}
         first = single_file.PARTS["text_encoder"][0 if self.xl else 1]
         tables = {"text_encoder": (first, TEXT), "text_encoder_2": (single_file.PARTS["text_encoder_2"][0], OPEN_CLIP_TEXT)}
         for part in self.text_parts:

@@ -5,6 +5,9 @@
     generator   one or a few evaluations from unit noise, with weights of its own     g_θ
     reward      weighted mix on the decoded image, in float32                         r
 
+The reward that trains, whatever asks it, is that of images decoded in `network.reward_vae_dtype`, or by a tiny VAE,
+`network.reward_vae`; the rewards that are logged and evaluated are those of the pipeline's VAE in `network.vae_dtype`.
+
 Conditions are `{"text": embeddings, "tokens": the rewards' tokens}`.  Base, VAE and rewards travel through the step as
 `frozen`: with adapters, TA and generator read their bases there too.  Where the generator begins with the base's own
 weights there is one base for all three: the reference is the base with no adapter.
@@ -107,17 +110,20 @@ class Task:
     def _at(self, c: PyTree):
         return lambda weights, x_t, t: self.predict(weights[0], weights[1], x_t, t, c)
 
-    def decode(self, frozen: PyTree, x0: Array) -> Array:
+    def decode(self, frozen: PyTree, x0: Array, to_train: bool = False) -> Array:
         """Images `[b, H, W, 3]` in [-1, 1].  A clipped pixel has no gradient; one at the bound has all of it.
 
         An infinite pixel is not clipped: the decoder overflowed, and the rewards shall drop the sample.
+
+        Args:
+          to_train: as the reward sees them that trains.
         """
-        image = self.backbone.image.decode(frozen["vae"], x0)
+        image = (self.backbone.reward_image if to_train else self.backbone.image).decode(frozen, x0)
         return jnp.where((jnp.abs(image) > 1) & jnp.isfinite(image), jnp.sign(image), image)
 
-    def score(self, frozen: PyTree, x0: Array, c: PyTree, mix: RewardMix | None = None):
+    def score(self, frozen: PyTree, x0: Array, c: PyTree, mix: RewardMix | None = None, to_train: bool = False):
         """`MixScore` of latents by the mix, or by a part of it.  A sample that is not finite anywhere gets no gradient."""
-        image, mix = self.decode(frozen, finite_gradient(x0)), mix or self.mix
+        image, mix = self.decode(frozen, finite_gradient(x0), to_train), mix or self.mix
         assert mix is not None, "nothing is scored without rewards"
         return mix.apply(frozen["rewards"], image, c["tokens"])
 
@@ -129,13 +135,11 @@ class Task:
             spread = lambda empty, like: jnp.broadcast_to(empty, like.shape).astype(like.dtype)
             return c | {"text": jax.tree.map(spread, frozen["no_text"], c["text"])}
 
-        def part(name):
-            assert self.mix is not None
-            only = self.mix.only(name)
-            return lambda frozen, x0, c: self.score(frozen, x0, c, only).total
+        def reward(only=None):
+            return lambda frozen, x0, c: self.score(frozen, x0, c, only, to_train=True).total
 
-        rewarded = self.mix is not None
-        several = self.mix.weights if self.mix is not None and len(self.mix.weights) > 1 else {}
+        mix, rewarded = self.mix, self.mix is not None
+        parts = {} if mix is None or len(mix.weights) < 2 else {name: reward(mix.only(name)) for name in mix.weights}
         ta = lambda dtype: lambda p, frozen, x_t, t, c: self.predict(*self.pair("ta", frozen, p), x_t, t, c, dtype)
         return Networks(
             schedule=self.backbone.schedule,
@@ -144,11 +148,11 @@ class Task:
             ta=ta(None),
             ta_in_loss=ta(jnp.float32) if self.config.align.ta_float32 else None,
             generator=lambda p, frozen, z, c, i: self.generate_to_train(*self.pair("generator", frozen, p), z, c, i),
-            reward=(lambda frozen, x0, c: self.score(frozen, x0, c).total) if rewarded else None,
+            reward=reward() if rewarded else None,
             terms=self.terms if rewarded else None,
             unconditional=unconditional,
             few_step=self.backbone.few_step,
-            parts={name: part(name) for name in several},
+            parts=parts,
             prepare=self.embed if self.in_loop else None,
         )
 
@@ -158,6 +162,8 @@ class Task:
         """What the step reads and never changes."""
         kind = self.config.network.frozen_dtype
         parts = {"base": self.backbone.base.cast(kind), "no_text": self.no_text()} | self.finishing()
+        if (side := self.backbone.reward_image).name not in parts:
+            parts[side.name] = side.weights
         encoder = {"text_encoder": self.encoder.weights} if self.in_loop else {}
         return parts | encoder | self.under_adapters()
 
