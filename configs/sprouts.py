@@ -13,7 +13,7 @@ from pathlib import Path
 import ml_collections
 
 from didr_jax.config import game
-from didr_jax.recipes.sprouts.knobs import ONE_STEP, SHIPPED, small_zimage
+from didr_jax.recipes.sprouts.knobs import ONE_STEP, SHIPPED, cheerful, small_zimage
 
 
 def get_config(folder: str | Path = SHIPPED) -> ml_collections.ConfigDict:
@@ -21,11 +21,7 @@ def get_config(folder: str | Path = SHIPPED) -> ml_collections.ConfigDict:
     config = small_zimage(folder)
     config.weights.generator_adapter = str(folder / ONE_STEP)
 
-    config.rewards.aesthetic = str(folder / "preference" / "head.safetensors")  # in the mix: 1 if cheerful, 0 if not
-    config.rewards.clip = str(folder / "preference")
-    config.rewards.clipscore = str(folder / "clip")
-    config.rewards.held_out = ("clipscore",)
-    config.rewards.weights.aesthetic = 1.0
+    cheerful(config, folder)
 
     config.align = game(steps=150, lr=2e-4, batch_size=32)
     config.align.ta_updates = 2
