@@ -103,8 +103,8 @@ class Sprouts(Recipe):
         family, z = self.family, rows["z"]
         text = family.text(params["words"], rows["tokens"])
         denoiser = lambda x_t, t: self.denoise(params["reference"], x_t, t, text)
-        settings = dict(num_steps=steps, remat=False, unroll=family.convolves and self.config.unroll)
-        return denoise(denoiser, family.schedule, z, jnp.full(len(z), FIRST), **settings)
+        flat, begin = family.convolves and self.config.unroll, jnp.full(len(z), FIRST)
+        return denoise(denoiser, family.schedule, z, begin, num_steps=steps, remat=False, unroll=flat)
 
     def clip_embeddings(self, params: PyTree, images: Array, ids: Array) -> tuple[Array, Array]:
         """Unit-length embeddings `[b, d]` of pictures in [-1, 1] and of captions."""

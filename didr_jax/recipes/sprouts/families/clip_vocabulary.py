@@ -40,6 +40,6 @@ def published_tokenizer(**settings: Any):
     symbols = list(bytes_to_unicode().values())
     with gzip.open(published_file(), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")[1 : SIZE - 2 * len(symbols) - 2 + 1]  # after a line that names the version
-    merges = [tuple(line.split()) for line in lines]
+    merges: Any = [tuple(line.split()) for line in lines]  # pairs, though its type says strings
     names = [*symbols, *(symbol + "</w>" for symbol in symbols), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=merges, model_max_length=TOKENS, **settings)
