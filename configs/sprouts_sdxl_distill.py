@@ -16,10 +16,9 @@ def get_config(folder: str = MADE_SDXL) -> ml_collections.ConfigDict:
     config.weights.generator = f"{folder}/generator/unet"  # by regression
     config.data.prompts = f"{folder}/prompts/distill.txt"  # captions of all kinds
 
-    config.align.steps = 1500
+    config.align.steps = 300
+    config.align.generator_optimizer.lr = 3e-4
     config.align.objective = "dmd2"
-    for part in (config.align.generator_optimizer, config.align.ta_optimizer):
-        part.decay = True
 
-    config.eval.every = 200
+    config.eval.every = 100
     return config

@@ -12,7 +12,7 @@ configs/sprouts_sdxl_distill.py and configs/sprouts_sdxl.py go on from there.
 import ml_collections
 
 from didr_jax.config import fit
-from didr_jax.recipes.sprouts.knobs import from_nothing
+from didr_jax.recipes.sprouts.knobs import MUON, from_nothing
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -23,16 +23,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.vae = fit(steps=3000, lr=2e-3, batch_size=8)
     config.vae.kl = 3e-4  # weight of the divergence from the standard normal, per entry of a latent
     config.vae.contrast = 8.0  # how much more an error weighs where the picture has lines
-    config.words = fit(steps=600, lr=2e-3, batch_size=64)
-    config.reference = fit(steps=6000, lr=2e-3, batch_size=32)
+    config.words = fit(steps=400, lr=3e-3, batch_size=64)
+    config.reference = fit(steps=4000, lr=4e-3, batch_size=32)
     config.reference.condition_dropout = 0.1  # share of samples trained without a caption, for guidance
-    config.one_step = fit(steps=800, lr=5e-4, batch_size=32)
-    config.one_step.pairs = 2048  # ends of the reference's solver
+    config.one_step = fit(steps=600, lr=2e-3, batch_size=32)
+    config.one_step.pairs = 4096  # ends of the reference's solver
     config.one_step.solver_steps = 12  # of each
-    for name in ("reference", "one_step"):
-        config[name].optimizer.update(dict(name="muon", muon_rms=1.0, b1=0.95))
     for name in config.stages:
-        config[name].optimizer.decay = True
-        config[name].optimizer.warmup = 100
+        config[name].optimizer.update(MUON | dict(warmup=50, decay=True))
         config[name].ema = 0.998
     return config

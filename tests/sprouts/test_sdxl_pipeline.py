@@ -23,10 +23,11 @@ if importlib.util.find_spec("open_clip") is None:
 
 SHORT = {
     "data.train": 48, "data.held_out": 32, "data.pairs": 24, "eval.num": 16, "eval.reference_steps": 2, "vae.steps": 3, "vae.batch_size": 2,
-    "words.steps": 100, "words.batch_size": 16, "reference.steps": 3, "reference.batch_size": 8, "one_step.steps": 2,
-    "one_step.batch_size": 8, "one_step.pairs": 16, "one_step.solver_steps": 2, "log.every": 50, "export.dtype": "float32",
-}  # fmt: skip
+    "words.steps": 80, "words.batch_size": 16, "words.optimizer.warmup": 10, "reference.steps": 3, "reference.batch_size": 8, "one_step.steps": 2,
+    "one_step.batch_size": 8, "one_step.pairs": 16, "one_step.solver_steps": 2, "log.every": 20, "export.dtype": "float32",
+} | {f"{stage}.optimizer.name": "adamw" for stage in ("vae", "reference", "one_step")}  # fmt: skip
 GAME = {"align.steps": 2, "align.batch_size": 4, "align.ta_updates": 1, "eval.num": 8, "eval.every": 0, "log.every": 1}
+GAME |= {f"align.{network}_optimizer.name": "adamw" for network in ("generator", "ta")}  # which compiles faster than muon
 PROMPTS = ["a cactus in a yellow bag pot with sleepy eyes on teal", "a plant in a pot"]
 
 
@@ -51,7 +52,7 @@ def drawn(pipeline, prompts, **settings):
     return pipeline(prompts, **more, **settings).images
 
 
-def test_a_hundred_steps_learn_to_read_captions_back(exported):
+def test_eighty_steps_learn_to_read_captions_back(exported):
     """Not knowing what is asked for costs 2.2 nats a part; knowing how often each is, 1.7."""
     _, rows = exported
     assert rows["words"]["read"] < 1.6 and rows["words"]["pooled"] < 1.6

@@ -60,7 +60,7 @@ def small_zimage(folder: str) -> ml_collections.ConfigDict:
 def small_sdxl(folder: str) -> ml_collections.ConfigDict:
     """The same of the SDXL twin, whose folder is `MADE_SDXL` or one like it; with the training numbers that it has whatever the
     objective."""
-    config = _small(stable_diffusion("sdxl", lr=2e-4), folder)
+    config = _small(stable_diffusion("sdxl", lr=4e-4), folder)
     config.network.generator_timesteps = (399,)
 
     config.unroll = True
@@ -68,7 +68,7 @@ def small_sdxl(folder: str) -> ml_collections.ConfigDict:
     config.align.ta_updates = 2
     config.align.ta_optimizer.lr = 1e-3
     for part in (config.align.generator_optimizer, config.align.ta_optimizer):
-        part.warmup = 10
+        part.update(MUON | dict(warmup=10, decay=True))
     return config
 
 

@@ -62,7 +62,7 @@ UNET = {
     "sample_size": SIDE // 4,
     "in_channels": 4,
     "out_channels": 4,
-    "block_out_channels": [64, 128],
+    "block_out_channels": [48, 96],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     "layers_per_block": 1,
