@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe = "sprouts_sdxl"
     config.stages = ("vae", "words", "reference", "one_step")
 
-    config.vae = fit(steps=3000, lr=2e-3, batch_size=8)
+    config.vae = fit(steps=1500, lr=2e-3, batch_size=8)
     config.vae.kl = 3e-4  # weight of the divergence from the standard normal, per entry of a latent
     config.vae.contrast = 8.0  # how much more an error weighs where the picture has lines
     config.words = fit(steps=400, lr=3e-3, batch_size=64)

@@ -15,7 +15,7 @@ from didr_jax.recipes.text_to_image.knobs import stable_diffusion, text_to_image
 SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "sprouts"
 MADE_SDXL = "runs/sprouts_sdxl_pipeline/export"  # where the commands of configs/sprouts_sdxl_pipeline.py leave it
 ONE_STEP = "one_step.safetensors"  # adapters, in a folder of sprouts
-# Of transformers of this size: they look at captions after 150 steps; with adamw, after 500.
+# Of networks of this size: Z-Image's looks at captions after 150 steps; with adamw, after 500.
 MUON = dict(name="muon", muon_rms=1.0, b1=0.95)
 
 
