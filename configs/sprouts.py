@@ -11,18 +11,14 @@ On a pipeline of your own (configs/sprouts_pipeline.py): --config=configs/sprout
 import ml_collections
 
 from didr_jax.config import game
-from didr_jax.recipes.sprouts.knobs import MUON, ONE_STEP, SHIPPED, small_zimage
+from didr_jax.recipes.sprouts.knobs import MUON, ONE_STEP, SHIPPED, cheerful, small_zimage
 
 
 def get_config(folder: str = str(SHIPPED)) -> ml_collections.ConfigDict:
     config = small_zimage(folder)
     config.weights.generator_adapter = f"{folder}/{ONE_STEP}"
 
-    config.rewards.aesthetic = f"{folder}/preference/head.safetensors"  # in the mix: 1 if cheerful, 0 if not
-    config.rewards.clip = f"{folder}/preference"
-    config.rewards.clipscore = f"{folder}/clip"
-    config.rewards.held_out = ("clipscore",)
-    config.rewards.weights.aesthetic = 1.0
+    cheerful(config, folder)
 
     config.align = game(steps=100, lr=4e-4, batch_size=32)
     config.align.ta_updates = 2

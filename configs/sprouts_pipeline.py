@@ -9,22 +9,14 @@ About an hour on two CPU cores (docs/sprouts.md).  configs/sprouts_distill.py an
 
 import ml_collections
 
-from didr_jax.config import base, fit
-from didr_jax.recipes.sprouts.knobs import MUON
+from didr_jax.config import fit
+from didr_jax.recipes.sprouts.knobs import MUON, from_nothing
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = base()
+    config = from_nothing()
     config.recipe = "sprouts"
     config.stages = ("vae", "words", "judge", "reference", "clip", "preference", "one_step")
-    config.unroll = True
-
-    config.data = ml_collections.ConfigDict()
-    config.data.cache = "~/.cache/didr_jax"  # where drawn pictures are kept
-    config.data.train = 10_000  # pictures
-    config.data.held_out = 1_500  # of another seed: every network is measured on them
-    config.data.judge = 6_000  # of another still, for the judge
-    config.data.pairs = 3_000  # pictures, of those to train on, that are also drawn with another mouth
 
     config.vae = fit(steps=3000, lr=2e-3, batch_size=8)
     config.vae.kl = 3e-4  # weight of the divergence from the standard normal, per entry of a latent
@@ -44,12 +36,4 @@ def get_config() -> ml_collections.ConfigDict:
         config[name].optimizer.decay = True
         config[name].optimizer.warmup = 100
         config[name].ema = 0.998
-
-    config.eval = ml_collections.ConfigDict()
-    config.eval.num = 1000  # held-out pictures, and captions that the reference draws
-    config.eval.seed = 1234  # of the evaluation's noise
-    config.eval.reference_steps = 24  # solver steps of the reference
-
-    config.export = ml_collections.ConfigDict()
-    config.export.dtype = "float16"  # of the weights of --mode=export
     return config

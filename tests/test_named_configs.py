@@ -38,7 +38,9 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(InputError, match="--config=digts: .*did you mean digits?"):
         config_path("digts")
     with pytest.raises(
-        InputError, match="known: digits, mixture, sd15, sdxl, sprouts, sprouts_distill, sprouts_pipeline, zimage"
+        InputError,
+        match="known: digits, mixture, sd15, sdxl, sprouts, sprouts_distill, sprouts_pipeline, "
+        "sprouts_sdxl, sprouts_sdxl_distill, sprouts_sdxl_pipeline, zimage",
     ):
         config_path("flux")
 

@@ -3,7 +3,6 @@
 The files come with `open-clip-torch` and `qwen-agent`, the answers from their own readers (requirements-vocabularies.txt).
 """
 
-import gzip
 import importlib.util
 import sys
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from didr_jax.recipes.sprouts.networks import CHAT_TEMPLATE
+from didr_jax.recipes.sprouts.families.clip_vocabulary import published_tokenizer
+from didr_jax.recipes.sprouts.families.zimage_networks import CHAT_TEMPLATE
 from didr_jax.text.qwen import qwen_tokenizer, tokenize
 from didr_jax.text.tokens import clip_tokenizer
 
@@ -42,22 +42,13 @@ def _package(name: str) -> Path:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """(our tokenizer over a folder made of the published merges, open_clip's own)."""
-    import transformers as T
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
     package = _package("open_clip")
     spec = importlib.util.spec_from_file_location("open_clip_tokenizer", package / "tokenizer.py")
     theirs = importlib.util.module_from_spec(spec)
     sys.modules["open_clip_tokenizer"] = theirs
     spec.loader.exec_module(theirs)
-
-    with gzip.open(package / "bpe_simple_vocab_16e6.txt.gz") as file:
-        lines = file.read().decode().split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
-    symbols = list(bytes_to_unicode().values())
-    names = [*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
     folder = tmp_path_factory.mktemp("clip")
-    T.CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=merges, model_max_length=77).save_pretrained(folder)
+    published_tokenizer().save_pretrained(folder)
     return clip_tokenizer(folder), theirs.SimpleTokenizer()
 
 

@@ -1,4 +1,4 @@
-"""What the stages of the pipeline are fed: tokens, latents, and pictures made rougher."""
+"""What the stages of a pipeline are fed besides their family's own: CLIP's tokens, latents, and pictures made rougher."""
 
 import jax
 import jax.numpy as jnp
@@ -7,17 +7,8 @@ import numpy as np
 from didr_jax.models.vae import AutoencoderKL
 from didr_jax.recipes.sprouts import networks
 from didr_jax.recipes.sprouts.album import SIDE, to_float
-from didr_jax.text.qwen import tokenize
 from didr_jax.training.evaluation import over_rows
 from didr_jax.types import Array, PyTree
-
-LATENT = (SIDE // 8, SIDE // 8, 16)
-
-
-def chat_tokens(sentences: list[str]) -> dict[str, np.ndarray]:
-    """As `ZImagePipeline` puts prompts to the text encoder: `{"ids", "mask": [n, TOKENS]}`."""
-    ids, mask = tokenize(networks.chat_tokenizer(), sentences, networks.TOKENS)
-    return {"ids": ids, "mask": mask}
 
 
 def clip_ids(sentences: list[str]) -> np.ndarray:
@@ -49,19 +40,16 @@ def rough(images: Array, how: dict[str, Array]) -> Array:
 
 
 class Encoded:
-    """Latents `[n, 8, 8, 16]` of unit variance and zero mean, by `shift` and `scale` of the raw ones."""
+    """Latents `[n, h, w, c]` of unit variance and zero mean, by `shift` and `scale` of the raw ones; if not `centred`, of unit
+    root mean square by `scale` alone."""
 
-    def __init__(self, raw: np.ndarray):
-        self.shift, self.scale = float(raw.mean()), float(1 / raw.std())
+    def __init__(self, raw: np.ndarray, centred: bool):
+        self.shift = float(raw.mean()) if centred else 0.0
+        self.scale = float(1 / raw.std()) if centred else float(1 / np.sqrt(np.mean(np.square(raw))))
         self.latents = ((raw - self.shift) * self.scale).astype(np.float32)
 
 
-def encoded(vae: AutoencoderKL, params: PyTree, images: np.ndarray, size: int = 256) -> Encoded:
-    """Means of the encoder for pictures `uint8 [n, 64, 64, 3]`."""
-    return Encoded(raw_means(vae, params, images, size))
-
-
 def raw_means(vae: AutoencoderKL, params: PyTree, images: np.ndarray, size: int = 256) -> np.ndarray:
-    """The same, as the encoder gives them."""
+    """Means of the encoder, unscaled, for pictures `uint8 [n, 64, 64, 3]`."""
     encode = jax.jit(lambda params, rows: vae.apply({"params": params}, to_float(rows), method="encode")[0])
     return over_rows(encode, params, images, size)

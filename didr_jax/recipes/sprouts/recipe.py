@@ -1,16 +1,18 @@
-"""A text-to-image pipeline of pictures with known parts, made from nothing: every network of `ZImagePipeline`, and judges.
+"""A text-to-image pipeline of pictures with known parts, made from nothing: every network of it, and judges.
 
-    vae         pictures <-> latents of 8 × 8 × 16
-    words       a language model of captions that remembers what they named: the pipeline's text encoder
-    reference   the flow transformer on latents and captions: what an alignment is to keep
+    vae         pictures <-> latents
+    words       what remembers of captions what they named: the pipeline's text encoders
+    reference   the denoiser of latents, told by captions: what an alignment is to keep
     clip        pictures and captions in one space: held out, it measures whether a picture is what was asked for
     preference  a reward that prefers cheerful faces, from exact counterfactual pairs: the same picture, another mouth
     judge       a classifier of all parts on pictures that no other stage has seen: it only measures
-    one_step    the transformer again, taught by regression to go from noise to where the reference's flow ends
+    one_step    the denoiser again, taught by regression to go from noise to where the reference's solver ends
 
-`--mode=export` writes them as folders that diffusers and transformers read, and that `configs/sprouts.py` aligns.
-From pure noise the reference answers with the mean of all pictures, whatever the noise; `one_step` is a start that listens
-to it.  The one-step generator is then distilled from it, and aligned, by the recipe `zimage` on that folder.
+The networks of the first three, and the noise between them, are those of a family (`families`): Z-Image's or SDXL's.
+`--mode=export` writes all as folders that diffusers and transformers read, and that `configs/sprouts.py` or
+`configs/sprouts_sdxl.py` aligns.  From pure noise the reference answers with the mean of all pictures, whatever the noise;
+`one_step` is a start that listens to it.  The one-step generator is then distilled from it, and aligned, by that family's own
+recipe on that folder.
 """
 
 import functools
@@ -24,40 +26,32 @@ from didr_jax.diffusion import to_x0
 from didr_jax.models.blip import LinearHead
 from didr_jax.models.clip import TextTower, VisionTower
 from didr_jax.models.part_judge import PartJudge
-from didr_jax.models.qwen3 import Qwen3
-from didr_jax.models.vae import AutoencoderKL
-from didr_jax.models.zimage import ZImageTransformer
 from didr_jax.objectives import denoising_loss
-from didr_jax.recipes.sprouts import networks, parts, pipeline, report
+from didr_jax.recipes.sprouts import judging, networks, parts, pipeline, report
 from didr_jax.recipes.sprouts.album import SIDE, Album, album, to_float
-from didr_jax.recipes.sprouts.data import LATENT, Encoded, blurred, chat_tokens, clip_ids, encoded, rough, roughness
+from didr_jax.recipes.sprouts.data import Encoded, blurred, clip_ids, raw_means, rough, roughness
+from didr_jax.recipes.sprouts.families.family import Family
 from didr_jax.rewards.cosine import unit
 from didr_jax.rewards.preprocess import resize_and_crop
 from didr_jax.sampling import denoise
-from didr_jax.schedules import rectified_flow
 from didr_jax.training.evaluation import over_rows
 from didr_jax.training.parallel import held, made
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Products
 from didr_jax.training.stages import Stage, fit_stage
-from didr_jax.types import Array, PyTree, Weights
+from didr_jax.types import Array, InputError, PyTree, Weights
 
-AFTER = 5  # tokens of the chat template after the caption
+FIRST = 0.999  # time at which many steps begin
 SEEDS = {"train": 0, "held_out": 1, "judge": 2}  # of the albums
 
 
 class Sprouts(Recipe):
-    """The recipe of `configs/sprouts_pipeline.py`."""
+    """The recipe of `configs/sprouts_pipeline.py` and `configs/sprouts_sdxl_pipeline.py`."""
 
     free = ("eval", "export", "data.cache")
 
-    def __init__(self, config):
-        self.config = config
-        self.schedule = rectified_flow()
-        self.vae = AutoencoderKL(networks.vae_config())
-        text = networks.text_encoder_config()
-        self.language, self.encoder = Qwen3(text, hidden_state=-1), Qwen3(text, hidden_state=-2)
-        self.transformer = ZImageTransformer(networks.transformer_config())
+    def __init__(self, config, family: Family):
+        self.config, self.family = config, family
         vision, caption = networks.clip_configs()
         self.vision, self.caption = VisionTower(vision), TextTower(caption)
         self.judge_network = PartJudge(parts.SIZES)
@@ -75,6 +69,14 @@ class Sprouts(Recipe):
             "export": functools.partial(pipeline.export, self),
         }
 
+    def check(self, mode: str) -> None:
+        self.family.check()
+        missing = [stage for stage in pipeline.NEEDED if stage not in self.config.stages]
+        if mode == "export" and missing:
+            raise InputError(f"config.stages lacks {', '.join(missing)}, without which there is no pipeline to export")
+        if mode in ("train", "eval") and "judge" not in self.config.stages:
+            judging.read_judge(judging.SHIPPED / "judge")[0].check()
+
     def album(self, which: str) -> Album:
         """Pictures that are drawn once and kept: "train", "held_out" or "judge"."""
         data = self.config.data
@@ -83,7 +85,7 @@ class Sprouts(Recipe):
 
     def latents(self, vae: PyTree) -> Encoded:
         """Of the training pictures; their shift and scale are the pipeline's."""
-        return encoded(self.vae, vae, self.album("train").images)
+        return Encoded(raw_means(self.family.vae, vae, self.album("train").images), self.family.centred)
 
     def fresh(self, init, salt: int) -> Weights:
         key = jax.random.fold_in(jax.random.key(self.config.seed), salt)
@@ -91,26 +93,18 @@ class Sprouts(Recipe):
 
     # -------------------------------------------------------------------------------- functions
 
-    def text(self, words: PyTree, tokens: PyTree) -> dict[str, Array]:
-        """What the transformer is told: hidden states of the last layer but one, by the parameters of stage `words`."""
-        language = words["language"]
-        used = {
-            "embed_tokens": language["embed_tokens"],
-            "layers": jax.tree.map(lambda a: a[: self.encoder.depth], language["layers"]),
-        }
-        states = self.encoder.apply({"params": used}, tokens["ids"], tokens["mask"])
-        return {"caption": jnp.where(tokens["mask"][..., None], states, 0), "length": tokens["mask"].sum(1)}
-
     def denoise(self, params: PyTree, x_t: Array, t: Array, text: PyTree) -> Array:
-        """x̂0 of the flow transformer."""
-        velocity = -self.transformer.apply({"params": params}, x_t, 1 - t, text["caption"], text["length"])
-        return to_x0("velocity", velocity, x_t, t, self.schedule)
+        """x̂0 of the family's network."""
+        family = self.family
+        return to_x0(family.prediction, family.predict(params, x_t, t, text), x_t, t, family.schedule)
 
     def many_steps(self, params: PyTree, rows: PyTree, *, steps: int) -> Array:
         """Latents of the reference by so many deterministic steps from noise `rows["z"]`, for `rows["tokens"]`."""
-        text = self.text(params["words"], rows["tokens"])
+        family, z = self.family, rows["z"]
+        text = family.text(params["words"], rows["tokens"])
         denoiser = lambda x_t, t: self.denoise(params["reference"], x_t, t, text)
-        return denoise(denoiser, self.schedule, rows["z"], jnp.full(len(rows["z"]), 0.999), num_steps=steps, remat=False)
+        flat, begin = family.convolves and self.config.unroll, jnp.full(len(z), FIRST)
+        return denoise(denoiser, family.schedule, z, begin, num_steps=steps, remat=False, unroll=flat)
 
     def clip_embeddings(self, params: PyTree, images: Array, ids: Array) -> tuple[Array, Array]:
         """Unit-length embeddings `[b, d]` of pictures in [-1, 1] and of captions."""
@@ -122,39 +116,17 @@ class Sprouts(Recipe):
         embedding = self.vision.apply({"params": params["vision"]}, resize_and_crop(images, SIDE))
         return LinearHead().apply({"params": params["head"]}, unit(embedding))
 
-    def words_loss(self, params: PyTree, tokens: PyTree, asked: Array) -> tuple[Array, dict[str, Array]]:
-        """Nats `[b]` per token of captions in the chat template, and per part of reading the caption back.
-
-        Small transformers learn to look for a word among others slowly, and in one place at once: what a caption asks for
-        (`asked [b, 7]`, a part's value, or their number where it is silent) shall be readable, by a linear map, from the
-        states of every token that follows it.
-        """
-        ids, mask = tokens["ids"], tokens["mask"]
-        states = self.language.apply({"params": params["language"]}, ids, mask)
-        logits = states @ params["language"]["embed_tokens"]["embedding"].T  # tied
-        surprise = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:])
-        spelled = jnp.sum(surprise * mask[:, 1:], 1) / jnp.sum(mask[:, 1:], 1)
-
-        after = mask.sum(1, keepdims=True) - 1 - jnp.arange(AFTER)
-        told = jnp.take_along_axis(self.text(params, tokens)["caption"], after[..., None], 1)
-        read = []
-        for i, part in enumerate(parts.PARTS):
-            guess = told @ params["heads"][part]
-            read.append(optax.softmax_cross_entropy_with_integer_labels(guess, jnp.broadcast_to(asked[:, i, None], after.shape)))
-        read_back = jnp.mean(jnp.stack(read), (0, 2))
-        return spelled + read_back, {"spelled": spelled, "read": read_back}
-
     # ----------------------------------------------------------------------------------- stages
 
     def vae_stage(self, _products: Products) -> Stage:
-        section = self.config.vae
+        section, vae = self.config.vae, self.family.vae
 
         def loss(params, frozen, batch, noise):
             images = batch["images"]
-            mean, logvar = self.vae.apply({"params": params}, images, method="encode")
+            mean, logvar = vae.apply({"params": params}, images, method="encode")
             raw = mean + jnp.exp(logvar / 2) * noise
             weight = 1 + section.contrast * jnp.mean(jnp.abs(images - blurred(images)), -1, keepdims=True)
-            off = jnp.abs(self.vae.apply({"params": params}, raw, method="decode") - images)
+            off = jnp.abs(vae.apply({"params": params}, raw, method="decode") - images)
             error = jnp.mean(weight * off, (1, 2, 3)) / jnp.mean(weight, (1, 2, 3))
             kl = jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar, (1, 2, 3)) / 2
             return error + section.kl * kl, {"error": error, "kl": kl}
@@ -163,38 +135,35 @@ class Sprouts(Recipe):
             pictures = self.album("train").images
             return {"images": to_float(pictures[rng.integers(len(pictures), size=n)])}
 
-        start = self.fresh(lambda key: self.vae.init(key, jnp.zeros((1, SIDE, SIDE, 3)))["params"], 0)
-        draw = lambda key, n: jax.random.normal(key, (n, *LATENT))
+        start = self.fresh(lambda key: vae.init(key, jnp.zeros((1, SIDE, SIDE, 3)))["params"], 0)
+        draw = lambda key, n: jax.random.normal(key, (n, *self.family.latent))
         return fit_stage("vae", self.config, start=start, loss=loss, data=images, draw=draw)
 
     def words(self, _products: Products) -> Stage:
-        loss = lambda params, frozen, batch, noise: self.words_loss(params, batch["tokens"], batch["asked"])
+        family = self.family
+        loss = lambda params, frozen, batch, noise: family.words_loss(params, batch["tokens"], batch["asked"])
 
         def captions(rng, n):
             drawn = parts.draw_parts(rng, n)
             named = parts.draw_named(rng, n)
-            return {"tokens": chat_tokens(parts.captions(drawn, named)), "asked": parts.asked(drawn, named)}
+            return {"tokens": family.tokens(parts.captions(drawn, named)), "asked": parts.asked(drawn, named)}
 
-        def init(key):
-            tokens, width = jnp.zeros((1, networks.TOKENS), int), self.language.config.hidden_size
-            heads = {part: jnp.zeros((width, size + 1)) for part, size in parts.SIZES.items()}
-            return {"language": self.language.init(key, tokens, tokens)["params"], "heads": heads}
-
-        return fit_stage("words", self.config, start=self.fresh(init, 1), loss=loss, data=captions)
+        return fit_stage("words", self.config, start=self.fresh(family.init_words, 1), loss=loss, data=captions)
 
     def reference(self, products: Products) -> Stage:
-        section, vae = self.config.reference, products["vae"]["params"]
+        section, vae, family = self.config.reference, products["vae"]["params"], self.family
         latents = functools.cache(lambda: self.latents(vae.load()).latents)
 
         def noise(key, n):
             time_key, noise_key = jax.random.split(key)
-            t = jax.random.uniform(time_key, (n,), minval=0.001, maxval=0.999)
-            return {"t": t, "eps": jax.random.normal(noise_key, (n, *LATENT))}
+            low, high = family.times
+            t = jax.random.uniform(time_key, (n,), minval=low, maxval=high)
+            return {"t": family.schedule.snap(t), "eps": jax.random.normal(noise_key, (n, *family.latent))}
 
         def loss(params, frozen, batch, noise):
-            text = self.text(frozen["words"], batch["tokens"])
+            text = family.text(frozen["words"], batch["tokens"])
             denoiser = lambda x_t, t: self.denoise(params, x_t, t, text)
-            return denoising_loss(denoiser, self.schedule, batch["x0"], noise["eps"], noise["t"], "velocity"), {}
+            return denoising_loss(denoiser, family.schedule, batch["x0"], noise["eps"], noise["t"], family.prediction), {}
 
         def captioned(rng, n):
             drawn = self.album("train").parts
@@ -202,16 +171,10 @@ class Sprouts(Recipe):
             silent = rng.random(n) < section.condition_dropout
             sentences = parts.captions(drawn[which], parts.draw_named(rng, n))
             sentences = ["" if empty else sentence for empty, sentence in zip(silent, sentences, strict=True)]
-            return {"x0": latents()[which], "tokens": chat_tokens(sentences)}
+            return {"x0": latents()[which], "tokens": family.tokens(sentences)}
 
-        def init(key):
-            text = jnp.zeros((1, networks.TOKENS, self.encoder.config.hidden_size))
-            return self.transformer.init(key, jnp.zeros((1, *LATENT)), jnp.zeros(1), text, jnp.ones(1, int))["params"]
-
-        frozen = {"words": products["words"]["params"]}
-        return fit_stage(
-            "reference", self.config, start=self.fresh(init, 2), loss=loss, data=captioned, draw=noise, frozen=frozen
-        )
+        start, frozen = self.fresh(family.init_network, 2), {"words": products["words"]["params"]}
+        return fit_stage("reference", self.config, start=start, loss=loss, data=captioned, draw=noise, frozen=frozen)
 
     def clip(self, _products: Products) -> Stage:
         def loss(params, frozen, batch, noise):
@@ -277,22 +240,24 @@ class Sprouts(Recipe):
         return fit_stage("judge", self.config, start=start, loss=loss, data=labelled, draw=roughness)
 
     def one_step(self, products: Products) -> Stage:
-        section, reference, words = self.config.one_step, products["reference"]["params"], products["words"]["params"]
+        section, family = self.config.one_step, self.family
+        reference, words = products["reference"]["params"], products["words"]["params"]
 
         @functools.cache
         def pairs():
-            """Noise, captions, and where the flow from one under the other ends."""
+            """Noise, captions, and where the solver ends that goes from one under the other."""
             rng = np.random.default_rng([self.config.seed, *b"one_step"])
             drawn = parts.draw_parts(rng, section.pairs)
-            tokens = chat_tokens(parts.captions(drawn, parts.draw_named(rng, section.pairs)))
-            rows = {"z": rng.standard_normal((section.pairs, *LATENT), np.float32), "tokens": tokens}
+            tokens = family.tokens(parts.captions(drawn, parts.draw_named(rng, section.pairs)))
+            rows = {"z": rng.standard_normal((section.pairs, *family.latent), np.float32), "tokens": tokens}
             params = {"reference": reference.load(), "words": words.load()}
             flow = jax.jit(functools.partial(self.many_steps, steps=section.solver_steps))
             return rows | {"x0": over_rows(flow, params, rows, 256)}
 
         def loss(params, frozen, batch, noise):
-            text = self.text(frozen["words"], batch["tokens"])
-            x0 = self.denoise(params, batch["z"], jnp.ones(len(batch["z"])), text)
+            text = family.text(frozen["words"], batch["tokens"])
+            t = jnp.full(len(batch["z"]), family.one_step_time, jnp.float32)
+            x0 = self.denoise(params, batch["z"], t, text)
             return jnp.mean((x0 - batch["x0"]) ** 2, (1, 2, 3)), {}
 
         def batch(rng, n):

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from didr_jax.diffusion import add_noise
+from didr_jax.objectives import denoising_loss
 from didr_jax.recipes.sprouts import judging, parts
 from didr_jax.recipes.sprouts.album import to_float
-from didr_jax.recipes.sprouts.data import LATENT, Encoded, chat_tokens, clip_ids, raw_means
+from didr_jax.recipes.sprouts.data import Encoded, clip_ids, raw_means
 from didr_jax.recipes.sprouts.pipeline import NEW, preferences, prompts
 from didr_jax.reporting.curves import curves
 from didr_jax.reporting.page import write_report
@@ -28,13 +28,15 @@ RIVALS = 100  # captions among which CLIP is to find a picture's own
 
 def evaluate(recipe, products: Products, run: Run) -> None:
     """summary.json, a row a network; tac.json, of the reward; reconstructions.png and reference.png; curves, report.html."""
-    done = [stage for stage in recipe.stages if stage in products]
-    params = {stage: run.load({"params": products[stage]["params"]})["params"] for stage in done}
+    weights = {stage: products[stage]["params"] for stage in recipe.stages if stage in products}
+    if "judge" not in recipe.config.stages:
+        weights["judge"] = judging.read_judge(judging.SHIPPED / "judge")[0].cast(jnp.float32)
+    params = {stage: run.load({"params": each})["params"] for stage, each in weights.items()}
     album, rng = recipe.album("held_out"), np.random.default_rng(recipe.config.eval.seed)
     held_out = album._replace(images=album.images[: recipe.config.eval.num], parts=album.parts[: recipe.config.eval.num])
     rows, pictures, told = {}, {}, {}
     if "vae" in params:
-        raw = raw_means(recipe.vae, params["vae"], held_out.images)
+        raw = raw_means(recipe.family.vae, params["vae"], held_out.images)
         again = _decode(recipe, params["vae"], raw)
         rows["vae"] = _likeness(held_out.images, again)
         pairs = np.stack([held_out.images[:24], again[:24]], 1).reshape(-1, *again.shape[1:])
@@ -54,7 +56,7 @@ def evaluate(recipe, products: Products, run: Run) -> None:
     if {"vae", "words", "reference"} <= params.keys():
         scale = recipe.latents(params["vae"])
         latents = (raw - scale.shift) * scale.scale
-        rows["reference"] = {"loss": _velocity_loss(recipe, params, latents, held_out.parts, rng)}
+        rows["reference"] = {"loss": _prediction_loss(recipe, params, latents, held_out.parts, rng)}
         captions = prompts(recipe.config.eval.num, recipe.config.eval.seed, new=NEW)
         images = reference_images(recipe, params, captions, scale)
         pictures["reference"] = picture_grid(images[:48], 12)
@@ -76,14 +78,14 @@ def reference_images(recipe, params: PyTree, captions: list[str], scale: Encoded
     """Pictures of the multi-step reference, uint8 `[n, 64, 64, 3]`."""
     section = recipe.config.eval
     flow = jax.jit(functools.partial(recipe.many_steps, steps=section.reference_steps))
-    z = np.asarray(jax.random.normal(jax.random.key(section.seed), (len(captions), *LATENT)))
+    z = np.asarray(jax.random.normal(jax.random.key(section.seed), (len(captions), *recipe.family.latent)))
     params = {name: params[name] for name in ("words", "reference", "vae")}
-    latents = over_rows(flow, params, {"z": z, "tokens": chat_tokens(captions)}, SIZE)
+    latents = over_rows(flow, params, {"z": z, "tokens": recipe.family.tokens(captions)}, SIZE)
     return _decode(recipe, params["vae"], latents / scale.scale + scale.shift)
 
 
 def _decode(recipe, vae: PyTree, raw: np.ndarray) -> np.ndarray:
-    decode = jax.jit(lambda p, z: recipe.vae.apply({"params": p}, z, method="decode"))
+    decode = jax.jit(lambda p, z: recipe.family.vae.apply({"params": p}, z, method="decode"))
     return to_bytes(over_rows(decode, vae, raw, SIZE))
 
 
@@ -94,7 +96,8 @@ def _likeness(images: np.ndarray, again: np.ndarray) -> dict[str, float]:
 
 def _surprise(recipe, params: PyTree, drawn: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
     named = parts.draw_named(rng, len(drawn))
-    _, figures = recipe.words_loss(params, chat_tokens(parts.captions(drawn, named)), jnp.asarray(parts.asked(drawn, named)))
+    tokens = recipe.family.tokens(parts.captions(drawn, named))
+    _, figures = recipe.family.words_loss(params, tokens, jnp.asarray(parts.asked(drawn, named)))
     return {name: float(np.mean(value)) for name, value in figures.items()}
 
 
@@ -125,18 +128,18 @@ def _aligned(recipe, params: PyTree, album) -> Agreement:
     return agreement([Ranked("a sprout", ("",) * OFFERED, each) for each in rule], list(np.reshape(scores, rule.shape)))
 
 
-def _velocity_loss(recipe, params: PyTree, latents: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> float:
-    n = len(latents)
+def _prediction_loss(recipe, params: PyTree, latents: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> float:
+    family, schedule, n = recipe.family, recipe.family.schedule, len(latents)
     rows = {
         "x0": latents.astype(np.float32),
         "eps": rng.standard_normal(latents.shape).astype(np.float32),
-        "t": ((rng.permutation(n) + 0.5) / n).astype(np.float32),
-        "tokens": chat_tokens(parts.captions(drawn, parts.draw_named(rng, n))),
+        "t": np.asarray(schedule.snap((rng.permutation(n) + 0.5) / n)),
+        "tokens": family.tokens(parts.captions(drawn, parts.draw_named(rng, n))),
     }
 
     def loss(params, rows):
-        x_t = add_noise(recipe.schedule, rows["x0"], rows["eps"], rows["t"])
-        x0 = recipe.denoise(params["reference"], x_t, rows["t"], recipe.text(params["words"], rows["tokens"]))
-        return jnp.mean((x0 - rows["x0"]) ** 2, (1, 2, 3)) / rows["t"] ** 2
+        text = family.text(params["words"], rows["tokens"])
+        denoiser = lambda x_t, t: recipe.denoise(params["reference"], x_t, t, text)
+        return denoising_loss(denoiser, schedule, rows["x0"], rows["eps"], rows["t"], family.prediction)
 
     return float(np.mean(over_rows(jax.jit(loss), params, rows, SIZE)))

@@ -1,0 +1,1 @@
+"""Families of text-to-image pipelines, each in a small form that sprouts can be trained in."""
