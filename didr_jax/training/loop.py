@@ -7,6 +7,7 @@ whatever mesh and number of processes it then has.
 """
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from didr_jax.training.evaluation import PREFIX, Evaluators, Verdict
 from didr_jax.training.hacking import HackingWatch, in_words
 from didr_jax.training.introduction import heartbeat, introduction
 from didr_jax.training.metrics import Progress, RunLog, read_metrics
-from didr_jax.training.parallel import check_batches, held, put_batch, settle
+from didr_jax.training.parallel import check_batches, held, put_rows, settle
 from didr_jax.training.profiling import ProfileWindow
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Products, Run
@@ -76,7 +77,7 @@ def _trained(stage: Stage, label: str, shapes, saves: Checkpoints, run: Run, sto
             if first == stage.steps:
                 return state
             frozen = run.load(stage.frozen)
-            stage.batch(first)  # here, since it may have to embed all prompts
+            stage.batch(first, slice(1))  # here, since it may have to embed all prompts
         return _loop(stage, label, state, places, frozen, first, saves, run, stop, compiling.set)
 
 
@@ -152,7 +153,7 @@ def _loop(
     previous = None  # metrics are read one step late, so that the devices never wait for the host
     for step in range(first, stage.steps):
         window.before(step - first, state)
-        batch = put_batch(stage.batch(step), run.mesh, stage.batch_axis)
+        batch = put_rows(functools.partial(stage.batch, step), stage.batch_size, run.mesh, stage.batch_axis)
         if step == first and (peak := peak_here(config.log.peak_tflops)):
             progress.least = flops.count_jaxpr(step_fn.trace(state, frozen, batch).jaxpr.jaxpr) / peak
         state, metrics = settle(step_fn(state, frozen, batch))

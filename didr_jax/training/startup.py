@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jaxlib
 
-from didr_jax.agreement import told_by_first
+from didr_jax.agreement import agreed, told_by_first
 from didr_jax.exits import CannotSave
 from didr_jax.types import InputError
 
@@ -96,17 +96,7 @@ def is_first_process() -> bool:
 
 def on_first(check: Callable[[], None]) -> None:
     """Runs `check` in process 0; an InputError or a CannotSave there is raised in every process."""
-    kinds, message = (InputError, CannotSave), ""
-    details: tuple[str, ...] = ()
-    if is_first_process():
-        try:
-            check()
-        except kinds as error:
-            message = f"{next(i for i, kind in enumerate(kinds) if isinstance(error, kind))}{error}"
-            details = error.details if isinstance(error, InputError) else ()
-    if message := told_by_first(message):
-        kind, text = kinds[int(message[0])], message[1:]
-        raise InputError(text, details) if kind is InputError else CannotSave(text)
+    agreed(lambda: check() if is_first_process() else None, (InputError, CannotSave))
 
 
 def from_first(say: Callable[[], str]) -> str:

@@ -288,6 +288,17 @@ def test_conditions_are_rows_of_the_table_picked_by_seed_and_step(bench):
     assert not jax.tree.all(jax.tree.map(np.array_equal, batch, stage.batch(2)))
 
 
+def test_rows_of_a_batch_are_read_without_the_others(bench, monkeypatch):
+    """What a process of several does; the table is asked for the rows that are wanted, and for no more."""
+    recipe = bench.recipe()
+    stage, table = recipe.align({}), recipe.task.conditions
+    whole, asked, rows = stage.batch(3), [], type(table).rows
+    monkeypatch.setattr(type(table), "rows", lambda self, which: asked.append(len(which)) or rows(self, which))
+    second = stage.batch(3, np.array([1]))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:, 1:]), second, whole)
+    assert asked == [2], "of a TA update and of the generator's"
+
+
 def test_the_empty_prompt_is_the_last_row_of_the_table(bench):
     table = bench.recipe().task.conditions
     assert table.place.tolist() == list(range(len(bench.row.tiny.PROMPTS) + 1))

@@ -131,8 +131,9 @@ def prompt_table(
 
 def _remembering(encoder: TextEncoder) -> TextEncoder:
     """The encoder, whose weights are read once, and held as long as it is."""
-    fill = functools.cache(lambda: encoder.weights.load())
-    return dataclasses.replace(encoder, weights=dataclasses.replace(encoder.weights, fill=lambda shapes, places: fill()))
+    fill = functools.cache(encoder.weights.load)
+    weights = dataclasses.replace(encoder.weights, fill=lambda shapes, places: fill(places))
+    return dataclasses.replace(encoder, weights=weights)
 
 
 def _measuring(encoder: TextEncoder) -> TextEncoder:

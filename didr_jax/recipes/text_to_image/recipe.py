@@ -179,16 +179,14 @@ class TextToImage(Recipe):
         config = self.config.copy_and_resolve_references()
         config.align = resolve_estimator(config.align, task.mix)
 
-        def conditions(rng, rows):
-            return task.conditions.rows(rng.integers(len(task.prompts), size=rows))
-
         return game_stage(
             "align",
             config,
             networks=task.networks(),
             generator=task.start("generator"),
             ta=task.start("ta"),
-            conditions=conditions,
+            conditions=lambda rng, n: rng.integers(len(task.prompts), size=n),
+            read=lambda which: task.conditions.rows(which),  # not before one is wanted: it may have to embed all prompts
             condition_shapes=self._condition_shapes() if task.planning else None,
             frozen=task.frozen(),
             evals={"samples": Evaluator(config.eval.every, report.in_the_loop(task), watched=report.watched(task))},
