@@ -65,7 +65,7 @@ def jax_side() -> dict:
 
     config = settings()
     config.compiler.flags = "gpu" if not TINY.value else "default"
-    startup.start(config, alone=True)
+    startup.start(config)
     on_gpu = jax.default_backend() == "gpu"
     config.network.attention = ATTENTION.value or ("cudnn" if on_gpu else "xla")
     config.mesh.data, config.mesh.fsdp = 1, 1

@@ -136,7 +136,7 @@ def _loop(
         names = evaluators.due(done)
         if not names:
             return {}, None
-        with progress.paused():
+        with progress.paused(), heartbeat(run.log.say, f"{label}  still judging step {done}"):
             with stop.at_once(f"{label} was judged at step {done}"):
                 verdict = evaluators.run(names, stage.made_of(state))
             marks, raised = alarm.look(done, {name.removeprefix(PREFIX): value for name, value in verdict.figures.items()})
