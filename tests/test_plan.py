@@ -1,5 +1,6 @@
 """--mode=compile: shapes of published pipelines, plans against what is really allocated, and its refusals."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -16,6 +17,7 @@ from configs import sd15, sdxl, zimage
 from didr_jax import recipes
 from didr_jax.models.published import PIPELINES
 from didr_jax.planning import plan, targets
+from didr_jax.planning.partitioned import Collective
 from didr_jax.planning.plan import main_stage
 from didr_jax.planning.report import FIRST, LAST, advice
 from didr_jax.planning.report import report as whole_report
@@ -185,6 +187,20 @@ def test_the_verdict_and_what_to_change():
     assert "remat=products" not in text + report(made(12 * chips.GIB), config)
     seconds = 254e12 * 128 / (16 * 197e12 * 0.4)
     assert made(1).step_seconds(0.4) == pytest.approx(seconds) and f"{seconds:.3g} s" in text
+
+
+def test_communication_is_told_beside_the_products():
+    """A gather of 16 GiB over the sixteen chips of an open v5e torus: 15 GiB at 100 GB/s."""
+    config, gather = sdxl.get_config(), Collective("all-gather", (), 16.0 * chips.GIB, 1, "", tuple(range(16)))
+    report = lambda plan: whole_report(plan, config, TextToImage(config, StableDiffusion))
+    counted = dataclasses.replace(made(chips.GIB), collectives=(gather,))
+    products, sent = counted.step_seconds(config.compile.utilisation), 15 * chips.GIB / 100e9
+    assert counted.communication is None and "16 GiB pass through a device's collectives" in report(counted)
+    known = dataclasses.replace(counted, machine=dataclasses.replace(machine(), island=targets.ISLANDS["v5e"]))
+    assert known.communication.seconds == pytest.approx(sent)
+    said = f"15 GiB sent by a device: {sent:.3g} s, {sent / products:.0%} of the products'; a step then takes {products:.3g} s"
+    assert said in report(known)
+    assert "communication         not known" in report(made(chips.GIB))
 
 
 def test_what_a_compiler_says_of_a_program_that_is_too_large():

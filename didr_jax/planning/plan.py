@@ -8,6 +8,7 @@ The step is the one that training runs, on shapes: parameters, optimisers, tower
                   analysis of the compiled step
     program       the compiled step itself, which a device keeps in the same memory
     operations    of matrix products and convolutions, counted in the jaxpr (`flops`)
+    collectives   what devices send to each other: read off the compiled step's text (`partitioned`, `communication`)
 
 A program that is too large is refused by the TPU's compiler, which then says how much it would have taken.
 """
@@ -21,7 +22,9 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from didr_jax.planning.communication import Communication, communication
 from didr_jax.planning.compiler_log import caught
+from didr_jax.planning.partitioned import Collective, read
 from didr_jax.planning.targets import Target
 from didr_jax.training import flops
 from didr_jax.training.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, with_places
@@ -48,6 +51,7 @@ class Plan:
       refused: what the compiler said if the program is too large for it; empty: it did not.
       seconds: that the compiler took.
       warnings: lines about what it could not keep in its place (`compiler_log`).
+      collectives: of a device in a step; None: not known.
     """
 
     stage: str
@@ -64,6 +68,13 @@ class Plan:
     refused: str = ""
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    collectives: tuple[Collective, ...] | None = None
+
+    @property
+    def communication(self) -> Communication | None:
+        """Of a device in a step; None: not known."""
+        known = self.collectives is not None and self.machine.island is not None
+        return communication(self.collectives or (), self.machine.island) if known and self.machine.island else None
 
     @property
     def fits(self) -> bool | None:
@@ -132,19 +143,29 @@ def make_plan(stage: Stage, config, machine: Target, operations: float | None = 
         held, start = sum(parts.values()), time.perf_counter()
         try:
             with caught() as log:
-                memory = traced.lower().compile(compiler_options=dict(machine.options)).memory_analysis()
+                compiled = traced.lower().compile(compiler_options=dict(machine.options))
         except jax.errors.JaxRuntimeError as error:
             refused, needed = refusal(str(error), held)
             if not refused:
                 raise
             fields |= dict(refused=refused, needed=needed, temporaries=needed and needed - held)
         else:
+            memory = compiled.memory_analysis()
+            fields["collectives"] = _collectives(compiled)
             there = memory.argument_size_in_bytes
             temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
             program = memory.generated_code_size_in_bytes
             fields |= dict(padding=max(there - held, 0), temporaries=temporaries, program=program)
             fields["needed"] = there + temporaries + program
     return Plan(**fields, seconds=time.perf_counter() - start, warnings=tuple(log.lines()))
+
+
+def _collectives(compiled: jax.stages.Compiled) -> tuple[Collective, ...] | None:
+    """Of a device; None: the program's text is not there, or of a form that is not known."""
+    try:
+        return read(compiled.as_text() or "").collectives
+    except (ValueError, KeyError, IndexError, StopIteration, RuntimeError):
+        return None
 
 
 def _placed(stage: Stage, config, mesh) -> tuple[PyTree, PyTree, PyTree]:

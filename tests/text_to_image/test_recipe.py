@@ -262,7 +262,13 @@ def test_a_plan_is_of_the_shapes_that_training_has(bench):
 def test_run_py_plans_a_step_from_a_folder_on_this_machine(bench, tmp_path):
     settings = bench.settings | {"rewards.hps": "", "rewards.pickscore": "", "rewards.held_out": (), "mesh.fsdp": 2}
     done = runs.run(bench.row.name, settings, tmp_path / "none", "--mode=compile", devices=2)
-    for words in ("2 × device of unknown peak", "state opt_ta", "activations", "operations per image"):
+    for words in (
+        "2 × device of unknown peak",
+        "state opt_ta",
+        "activations",
+        "operations per image",
+        "GiB pass through a device's",
+    ):
         assert words in done.stdout
     assert not (tmp_path / "none").exists()
     refused = runs.start_run(bench.row.name, settings | {"align.batch_size": 3}, tmp_path / "none", "--mode=compile", devices=2)

@@ -49,7 +49,9 @@ def test_a_folder_that_is_named_is_taken_and_what_jax_was_told_goes_before_the_d
 def test_where_nothing_can_be_written_a_run_does_without(start, tmp_path):
     (tmp_path / "file").write_text("")
     told, folder = start(cache=str(tmp_path / "file" / "cache"))
-    assert folder is None and "compiled programs are not kept: cannot write" in told and "(Not a directory); choose another" in told
+    assert (
+        folder is None and "compiled programs are not kept: cannot write" in told and "(Not a directory); choose another" in told
+    )
 
 
 def test_the_effort_is_for_what_runs(start):
