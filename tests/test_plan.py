@@ -19,6 +19,7 @@ from didr_jax.models.published import PIPELINES
 from didr_jax.planning import plan, targets
 from didr_jax.planning.partitioned import Collective
 from didr_jax.planning.plan import main_stage
+from didr_jax.planning.proposals import PROPOSALS
 from didr_jax.planning.report import FIRST, LAST, advice
 from didr_jax.planning.report import report as whole_report
 from didr_jax.recipes.text_to_image.advice import REMEDIES
@@ -201,6 +202,38 @@ def test_communication_is_told_beside_the_products():
     said = f"15 GiB sent by a device: {sent:.3g} s, {sent / products:.0%} of the products'; a step then takes {products:.3g} s"
     assert said in report(known)
     assert "communication         not known" in report(made(chips.GIB))
+
+
+def on_gpus(size=8, fsdp=8, held=2.0, temporaries=9.0, batch=128, micro_batches=16):
+    """A plan on H100s (79 GiB); GiB of a device's share of the parameters, and of temporaries."""
+    where = targets.Target(
+        f"h100:{size}", chips.CHIPS["h100"], size, lambda: pytest.fail("nothing is compiled"), island=targets.ISLANDS["h100"]
+    )
+    mesh = {"data": size // fsdp, "fsdp": fsdp, "tensor": 1}
+    parts = {"state ta": int(held * chips.GIB), "batch": chips.GIB // 8}
+    needed = sum(parts.values()) + int(temporaries * chips.GIB)
+    return plan.Plan(
+        "align", where, mesh, batch, micro_batches, parts, 1e15, temporaries=int(temporaries * chips.GIB), needed=needed
+    )
+
+
+@pytest.mark.parametrize(
+    "planned, proposed",
+    [
+        # adapters: sixteen gibibytes whole, beside nine of temporaries; eight samples at a time are seventy-two
+        (on_gpus(), ["mesh.data=-1 mesh.fsdp=1", "align.micro_batches=2 "]),
+        (on_gpus(temporaries=9.5), ["mesh.data=-1 mesh.fsdp=1", "align.micro_batches=4 "]),
+        (on_gpus(temporaries=20.0), ["mesh.data=-1 mesh.fsdp=1", "align.micro_batches=8 "]),
+        (on_gpus(held=9.0, temporaries=40.0), []),  # seventy-two gibibytes whole, and twice forty
+        (on_gpus(held=9.0, temporaries=9.0, batch=120, micro_batches=15), ["align.micro_batches=3 "]),  # 15 = 3 × 5
+        (on_gpus(size=64, fsdp=64, held=2.0, batch=256, micro_batches=4), ["mesh.data=8 mesh.fsdp=-1", "align.micro_batches=1 "]),
+        (on_gpus(size=64, fsdp=8, held=9.0, batch=64, micro_batches=1), []),  # as it should be
+        (on_gpus(fsdp=1, held=16.0, batch=8, micro_batches=1), []),
+    ],
+)  # fmt: skip
+def test_a_plan_that_fits_proposes_to_send_less(planned, proposed):
+    lines = advice(PROPOSALS, planned, sdxl.get_config())
+    assert len(lines) == len(proposed) and all(words in line for words, line in zip(proposed, lines, strict=True)), lines
 
 
 def test_what_a_compiler_says_of_a_program_that_is_too_large():

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from didr_jax.planning.plan import Plan
+from didr_jax.planning.proposals import PROPOSALS, fewest_micro_batches, islands
 from didr_jax.training.chips import GIB
 from didr_jax.training.recipe import Advice, Recipe
 
@@ -51,9 +52,12 @@ def report(plan: Plan, config, recipe: Recipe) -> str:
         lines.append(f"the compiler refused the program: {plan.refused}")
     if plan.fits is False:
         lines += ["", "to make it fit, in this order (--config.…)", *advice((*FIRST, *recipe.remedies, *LAST), plan, config)]
-    elif plan.fits and chip and plan.needed is not None and plan.needed < ROOMY * chip.memory:
-        if found := advice(recipe.luxuries, plan, config):
-            lines += ["", "there is room (--config.…)", *found]
+    else:
+        if found := advice(PROPOSALS, plan, config):
+            lines += ["", "cheaper, one at a time (--config.…)", *found]
+        if plan.fits and chip and plan.needed is not None and plan.needed < ROOMY * chip.memory:
+            if found := advice(recipe.luxuries, plan, config):
+                lines += ["", "there is room (--config.…)", *found]
     lines += ["", *plan.warnings] if plan.warnings else []
     lines += ["", f"operations per image  {plan.flops / plan.batch_size / 1e12:.4g} TFLOP, recomputation included"]
     seconds = plan.step_seconds(config.compile.utilisation)
@@ -89,6 +93,7 @@ def advice(rows: Sequence[Advice], plan: Plan, config) -> list[str]:
     """The rows that apply, in their order; lines for the terminal."""
     ways = plan.mesh["data"] * plan.mesh["fsdp"]
     values = {"{stage}": plan.stage, "{most}": str(plan.batch_size // ways), "{attention}": _attention(plan)}
+    values |= {"{fewest}": str(fewest_micro_batches(plan)), "{islands}": str(islands(plan))}
     lines = []
     for row in rows:
         if row.applies(config, plan):
