@@ -117,13 +117,18 @@ def plot(wanted: dict[str, dict[str, list[Point]]]) -> None:
     for axis, name in zip(axes[0], names, strict=True):
         for i, (machine, groups) in enumerate(wanted.items()):
             known = [(getattr(p, name), c) for p in groups.get(name, []) if (c := cost(p, machine)) is not None]
+            if not known:
+                continue
             x = [value for value, _ in known]
             axis.plot(x, [c["most"] for _, c in known], "o-", color=f"C{i}", label=f"{machine}: none hidden")
             axis.plot(x, [c["least"] for _, c in known], ".:", color=f"C{i}", label="all hidden")
-        axis.set(xlabel=AXES[name], xscale="log", yscale="log")
+        axis.set(xlabel=AXES[name])
+        if axis.lines:
+            axis.set(xscale="log", yscale="log")
         axis.grid(which="both", lw=0.3)
     axes[0][0].set_ylabel("seconds of one chip for an image")
-    axes[0][0].legend(fontsize=6)
+    if axes[0][0].lines:
+        axes[0][0].legend(fontsize=6)
     figure.savefig(os.path.join(OUT.value, "scaling.png"), dpi=110)
     pyplot.close(figure)
 

@@ -94,3 +94,21 @@ def test_the_splash_kernel_counts_as_the_attention_that_it_computes():
     q = shape(1, 256, 2, 64)
     count_of = lambda backend: count(lambda q: attend(q, q, q, backend=backend), q)
     assert count_of("splash_interpret") == count_of("xla") == 2 * 2 * 2 * 256 * 256 * 64
+
+
+def test_splash_and_cudnn_count_the_gradient_with_what_they_compute_again(monkeypatch):
+    """The plain gradient takes four products beside the forward's two; fused kernels compute q kᵀ again, splash's two of them
+    also the products with the output's gradient."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    from didr_jax.models.attention import attend
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)  # what is traced asks for cuDNN, what is counted does not
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+    q, k = (jax.ShapeDtypeStruct((2, n, 3, 64), jnp.bfloat16) for n in (256, 128))
+    product = 2 * 2 * 3 * 256 * 128 * 64
+    total = lambda q, k, v, backend: attend(q, k, v, backend=backend).astype(jnp.float32).sum()
+    for backend, forward, both in (("xla", 2, 6), ("cudnn", 2, 7), ("splash", 2, 9)):
+        assert count(lambda q, k: attend(q, k, k, backend=backend), q, k) == forward * product, backend
+        gradient = jax.grad(lambda q, k, v, backend=backend: total(q, k, v, backend), (0, 1, 2))
+        assert count(gradient, q, k, k) == pytest.approx(both * product, rel=0.01), backend

@@ -57,7 +57,25 @@ def _convolution(equation) -> float:
     return 2.0 * out * channels * math.prod(window) / zeros
 
 
-PRODUCTS = {"dot_general": _dot_general, "conv_general_dilated": _convolution}
+def _cudnn(products: int) -> Callable:
+    """Of attention in one primitive of cuDNN's: so many products of queries' by keys' lengths and head size, masks or not."""
+
+    def rule(equation) -> float:
+        q, k = (equation.invars[i].aval.shape for i in (0, 1))
+        return products * 2.0 * math.prod(q) * k[2 if equation.params["layout"] == HEADS_FIRST else 1]
+
+    return rule
+
+
+HEADS_FIRST = 1  # of cuDNN's layouts: [b, heads, length, head size]; 0: [b, length, heads, head size]
+
+PRODUCTS = {
+    "dot_general": _dot_general,
+    "conv_general_dilated": _convolution,
+    # q kᵀ and p v; of the gradient q kᵀ again, and those of p, v, q and k
+    "dot_product_attention_fwd_wrapper": _cudnn(2),
+    "dot_product_attention_bwd_wrapper": _cudnn(5),
+}
 
 # How often the body of an equation runs, where that is not once.
 REPEATS = {
