@@ -17,15 +17,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from didr_jax.exits import Hacked, NotFinite, Preempted, StopRequest
-from didr_jax.training import flops, origin
+from didr_jax.training import origin
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.chips import peak_here
 from didr_jax.training.evaluation import PREFIX, Evaluators, Verdict
 from didr_jax.training.hacking import HackingWatch, in_words
 from didr_jax.training.introduction import heartbeat, introduction
 from didr_jax.training.metrics import Progress, RunLog, read_metrics
-from didr_jax.training.parallel import check_batches, held, put_rows, settle
+from didr_jax.training.parallel import check_batches, held, put_rows
 from didr_jax.training.profiling import ProfileWindow
+from didr_jax.training.programs import Programs
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Products, Run
 from didr_jax.training.stages import Stage
@@ -107,10 +108,10 @@ def _loop(
 ):
     """`begun`: called when the first step is done."""
     config = run.config
-    step_fn = stage.compiled(places, run.mesh)
     evaluators = Evaluators(stage.evals, stage.steps, frozen, run.load)
     alarm, stops = _alarm(evaluators, stage.name, first, run), config.watch.hacking == "stop"
     progress = Progress(run.log, label, stage.name, first, stage.steps, stage.batch_size, config.log.quiet)
+    step_fn = Programs(stage.compiled(places, run.mesh), peak_here(config.log.peak_tflops), progress, run.log.say, label)
     for line in introduction(stage, state, frozen, run.mesh):
         run.log.say(f"{label}  {line}")
     window = ProfileWindow(config.profile, stage.name, run.workdir)
@@ -154,9 +155,7 @@ def _loop(
     for step in range(first, stage.steps):
         window.before(step - first, state)
         batch = put_rows(functools.partial(stage.batch, step), stage.batch_size, run.mesh, stage.batch_axis)
-        if step == first and (peak := peak_here(config.log.peak_tflops)):
-            progress.least = flops.count_jaxpr(step_fn.trace(state, frozen, batch).jaxpr.jaxpr) / peak
-        state, metrics = settle(step_fn(state, frozen, batch))
+        state, metrics = step_fn(state, frozen, batch)
         done, last = step + 1, step + 1 == stage.steps
         trouble = look(*previous) if previous else None
         if step == first:

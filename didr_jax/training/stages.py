@@ -164,7 +164,7 @@ def game_stage(
     generator: Weights,
     ta: Weights,
     conditions: Callable[[np.random.Generator, int], Any],
-    read: Callable[[Any], Any] = lambda drawn: drawn,
+    read: Callable[[Any, Any], Any] = lambda some, drawn: some,
     frozen: Mapping[str, Weights] | None = None,
     objective: Objective | None = None,
     condition_shapes: PyTree = None,
@@ -182,7 +182,7 @@ def game_stage(
       networks: what is trained and against what; a stage without reward has `networks.reward = None`.
       generator, ta: the parameters to start from.
       conditions: `(rng, n) -> drawn` of n samples, a pytree of arrays `[n, ...]`: conditions, or which ones they are.
-      read: `drawn [k, ...] -> conditions [k, ...]` of some of them.
+      read: `(some [k, ...], drawn) -> conditions [k, ...]` of some of what was drawn.
       frozen: what the networks read besides their own parameters.
       objective: in place of the one that the section names.
       condition_shapes: of the conditions of one sample, `[1, ...]`, for plans; None: `conditions` reads nothing.
@@ -207,7 +207,7 @@ def game_stage(
     def batch(step, rows=WHOLE):
         drawn = conditions(step_rng(config.seed, name, step), updates * n)
         mine = jax.tree.map(lambda a: a.reshape(updates, n, *a.shape[1:])[:, rows].reshape(-1, *a.shape[1:]), drawn)
-        return jax.tree.map(lambda a: a.reshape(updates, -1, *a.shape[1:]), read(mine))
+        return jax.tree.map(lambda a: a.reshape(updates, -1, *a.shape[1:]), read(mine, drawn))
 
     def told():
         reward = networks.reward is not None

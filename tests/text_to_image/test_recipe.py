@@ -299,7 +299,7 @@ def test_rows_of_a_batch_are_read_without_the_others(bench, monkeypatch):
     recipe = bench.recipe()
     stage, table = recipe.align({}), recipe.task.conditions
     whole, asked, rows = stage.batch(3), [], type(table).rows
-    monkeypatch.setattr(type(table), "rows", lambda self, which: asked.append(len(which)) or rows(self, which))
+    monkeypatch.setattr(type(table), "rows", lambda self, which, among: asked.append(len(which)) or rows(self, which, among))
     second = stage.batch(3, np.array([1]))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:, 1:]), second, whole)
     assert asked == [2], "of a TA update and of the generator's"

@@ -186,7 +186,7 @@ class TextToImage(Recipe):
             generator=task.start("generator"),
             ta=task.start("ta"),
             conditions=lambda rng, n: rng.integers(len(task.prompts), size=n),
-            read=lambda which: task.conditions.rows(which),  # not before one is wanted: it may have to embed all prompts
+            read=lambda some, drawn: task.conditions.rows(some, drawn),  # not before: it may have to embed all prompts
             condition_shapes=self._condition_shapes() if task.planning else None,
             frozen=task.frozen(),
             evals={"samples": Evaluator(config.eval.every, report.in_the_loop(task), watched=report.watched(task))},
