@@ -234,7 +234,7 @@ def put_rows(read: Callable[[np.ndarray], PyTree], n: int, mesh: Mesh, axis: int
     """
     place = NamedSharding(mesh, PartitionSpec(*[None] * axis, ROWS))
     shards = place.addressable_devices_indices_map((1,) * axis + (n,)).values()
-    mine = np.unique(np.concatenate([np.arange(n)[shard[axis]] for shard in shards]))
+    mine = np.unique(np.concatenate([np.arange(n)[shard[axis]] for shard in shards if shard]))
 
     def spread(local):
         local = np.asarray(local)

@@ -70,9 +70,9 @@ def _flags(name: str) -> None:
 
 def _keep_programs(where: str) -> str:
     """Sets where JAX keeps compiled programs, and says it; where they cannot be kept, a run does without."""
-    chosen = jax.config.jax_compilation_cache_dir
-    if not where or not jax.config.jax_enable_compilation_cache or (where == "auto" and chosen):
-        return f"compiled programs are kept in {chosen}" if chosen and jax.config.jax_enable_compilation_cache else ""
+    chosen, allowed = (jax.config.values[f"jax_{key}"] for key in ("compilation_cache_dir", "enable_compilation_cache"))
+    if not where or not allowed or (where == "auto" and chosen):
+        return f"compiled programs are kept in {chosen}" if chosen and allowed else ""
     folder = _users_cache() if where == "auto" else os.path.abspath(os.path.expanduser(where))
     try:
         os.makedirs(folder, exist_ok=True)

@@ -56,6 +56,7 @@ def test_captions_are_ragged_rows_of_the_table(settings):
     np.testing.assert_array_equal(table["caption"], exact.astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
 def test_a_caption_that_is_padded_less_gives_the_same_numbers(settings):
     """The prediction, and its gradient for every parameter, pad tokens too: what lies beyond the widest caption is masked."""
     task = recipe_of(settings).task
@@ -64,7 +65,9 @@ def test_a_caption_that_is_padded_less_gives_the_same_numbers(settings):
     params = task.backbone.base.load()
     x, t = jax.random.normal(jax.random.key(0), (3, *task.backbone.event_shape)), jnp.array([0.1, 0.5, 0.9])
     loss = lambda params, text: jnp.mean(task.backbone.network(params, x, t, text) ** 2)
-    narrow, wide = (jax.value_and_grad(loss)(params, rows["text"]) for rows in (table.rows(some, some), table.rows(some)))
+    narrow, wide = (
+        jax.jit(jax.value_and_grad(loss))(params, rows["text"]) for rows in (table.rows(some, some), table.rows(some))
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), narrow, wide)
 
 
