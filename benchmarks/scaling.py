@@ -1,6 +1,6 @@
 """How the cost of an image grows with chips, batch, K, TA updates and size: products and communication, planned.
 
-    python benchmarks/scaling.py --config=zimage --train=lora --out=scaling                # hours on two cores: 19 programs
+    python benchmarks/scaling.py --config=zimage --train=lora --out=scaling                # hours on two cores: 14 programs
     python benchmarks/scaling.py --config=zimage --train=lora --devices=8 --vary= --out=scaling     # one of them
 
 Every point is one partition of the full-size step (benchmarks/partitioned.py, in a process of its own; nothing is computed,
@@ -125,6 +125,9 @@ def plot(wanted: dict[str, dict[str, list[Point]]]) -> None:
         axis.set(xlabel=AXES[name])
         if axis.lines:
             axis.set(xscale="log", yscale="log")
+            ticks = sorted({value for line in axis.lines for value in line.get_xdata()})
+            axis.set_xticks(ticks, [str(value) for value in ticks])
+            axis.minorticks_off()
         axis.grid(which="both", lw=0.3)
     axes[0][0].set_ylabel("seconds of one chip for an image")
     if axes[0][0].lines:
