@@ -6,6 +6,7 @@
 Nothing is allocated and no machine code is made.  Bytes are those of a collective's larger side on one device, as often
 as a step runs it.  With --rows (a large prime) samples per device and micro-batch instead of --batch, collectives of
 activations are told apart.  Any knob of the config is set by further arguments: network.remat=products
+--out=FILE.json keeps what was counted, for benchmarks/scaling.py.
 """
 
 import collections
@@ -18,7 +19,9 @@ from absl import app, flags
 
 CONFIG = flags.DEFINE_string("config", "sdxl", "a module of configs/")
 TRAIN = flags.DEFINE_enum("train", "lora", ["lora", "full"], "what is trained of both networks")
-DEVICES = flags.DEFINE_integer("devices", 8, "over which parameters and rows are split (mesh.fsdp)")
+DEVICES = flags.DEFINE_integer("devices", 8, "over which rows are split, and parameters too (mesh.fsdp)")
+COPIES = flags.DEFINE_integer("data", 1, "copies of the parameters, each split over a part of the devices (mesh.data)")
+OUT = flags.DEFINE_string("out", "", "a .json for what was counted")
 BATCH = flags.DEFINE_integer("batch", 32, "samples of a step")
 MICRO = flags.DEFINE_integer("micro_batches", 4, "parts of the batch")
 ROWS = flags.DEFINE_integer("rows", 0, "samples per device and micro-batch; 0: as --batch says")
@@ -33,9 +36,11 @@ def main(argv):
     from didr_jax.models import rows
     from didr_jax.planning import plan
     from didr_jax.planning.compiler_log import caught
-    from didr_jax.planning.partitioned import split
+    from didr_jax.planning.partitioned import Partitioned, split
+    from didr_jax.training import flops
     from didr_jax.training.chips import GIB
     from didr_jax.training.parallel import make_mesh
+    from didr_jax.whole_files import write_json
 
     if FREE.value:
         rows.row_axes = lambda _: ()
@@ -43,7 +48,7 @@ def main(argv):
     config.network.generator = config.network.ta = TRAIN.value
     config.align.micro_batches = MICRO.value
     config.align.batch_size = ROWS.value * DEVICES.value * MICRO.value or BATCH.value
-    config.mesh.data, config.mesh.fsdp = 1, DEVICES.value
+    config.mesh.data, config.mesh.fsdp = COPIES.value, DEVICES.value // COPIES.value
     config.network.remat = config.network.vae_remat = config.rewards.remat = "blocks"
     for knob in argv[1:]:
         key, value = knob.split("=", 1)
@@ -54,10 +59,18 @@ def main(argv):
     stage, mesh = plan.main_stage(recipe, config), make_mesh(config.mesh)
     arguments = plan._placed(stage, config, mesh)
     with jax.set_mesh(mesh), caught() as log:
-        step = stage.compiled(jax.tree.map(lambda a: a.sharding, arguments[0]), mesh)
-        whole, part = split(step.lower(*arguments), wait=False)
+        traced = stage.compiled(jax.tree.map(lambda a: a.sharding, arguments[0]), mesh).trace(*arguments)
+        one = Partitioned(flops.count_jaxpr(traced.jaxpr.jaxpr), ())
+        whole, part = split(traced.lower(), wait=False) if DEVICES.value > 1 else (one, one)
 
     n = DEVICES.value
+    if OUT.value:
+        rows = collections.Counter()
+        for c in part.collectives:
+            rows[c.kind, c.group, c.bytes] += c.times
+        kept = [dict(kind=kind, group=group, bytes=size, times=times) for (kind, group, size), times in rows.items()]
+        counted = dict(devices=n, batch=config.align.batch_size, products=part.products, whole=whole.products, collectives=kept)
+        write_json(OUT.value, counted)
     ratio = part.products * n / whole.products
     print(f"products     {part.products / 1e12:,.0f} TFLOP a device; × {n} / those of one device {ratio:.4f}")
     print(f"collectives  {part.bytes / GIB:,.1f} GiB a device")

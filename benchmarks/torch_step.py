@@ -77,8 +77,8 @@ class Step:
         self.alphas = torch.cumprod(1 - betas, 0)
         train = config.network.generator
         with torch.device(DEVICE):
-            unet = diffusers.UNet2DConditionModel(**parts["unet"])
-            self.vae = diffusers.AutoencoderKL(**parts["vae"]).requires_grad_(False)
+            unet = diffusers.UNet2DConditionModel(**parts["unet"]).to(memory_format=torch.channels_last)
+            self.vae = diffusers.AutoencoderKL(**parts["vae"]).requires_grad_(False).to(memory_format=torch.channels_last)
             self.clip = self._clip(config).requires_grad_(False)
         self.ta = Network(copy.deepcopy(unet), self.alphas, config, train)
         self.reference = Network(copy.deepcopy(unet), self.alphas, config, None) if train == "full" else self.ta
@@ -180,9 +180,9 @@ def sync():
         torch.cuda.synchronize()
 
 
-def matmul_rate(n: int) -> float:
-    """Operations per second of an n × n product in bfloat16."""
-    a, laps = torch.ones(n, n, device=DEVICE, dtype=torch.bfloat16), []
+def matmul_rate(n: int, dtype: str = "bfloat16") -> float:
+    """Operations per second of an n × n product of random numbers."""
+    a, laps = torch.randn(n, n, device=DEVICE).to(getattr(torch, dtype)), []
     for _ in range(23):
         sync()
         begin = time.perf_counter()

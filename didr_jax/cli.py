@@ -1,6 +1,7 @@
 """The command line: flags, modes, and one clear line for anything that cannot be used."""
 
 import contextlib
+import functools
 import os
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from didr_jax.training import origin
 from didr_jax.training.calibration import calibrate, told
 from didr_jax.training.claims import RUN, Claim, compare
 from didr_jax.training.fetch import fetched
+from didr_jax.training.introduction import heartbeat
 from didr_jax.training.loop import train
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import make_mesh
@@ -86,7 +88,8 @@ def _work(recipe: Recipe, run: Run, mode: str) -> None:
     with StopRequest() as stop:
         if trained := mode == "train":
             products, mode = train(recipe, run, stop), "eval"
-        with jax.set_mesh(run.mesh), stop.at_once(f"doing --mode={mode}"):
+        alive = heartbeat(run.log.say, f"--mode={mode} is at work")
+        with jax.set_mesh(run.mesh), alive, stop.at_once(f"doing --mode={mode}"):
             if not trained:
                 products = {} if mode in recipe.alone else saved_products(run, _STEP.value)
             try:
@@ -102,7 +105,9 @@ def _compile(config) -> None:
     machine = target(config.compile.topology, config.compile.effort)
     recipe = _build(config, "", "compile").planned()
     recipe.check("compile")
-    print(report(make_plan(main_stage(recipe, config), config, machine), config, recipe))
+    with heartbeat(functools.partial(print, flush=True), "compiling"):
+        plan = make_plan(main_stage(recipe, config), config, machine)
+    print(report(plan, config, recipe))
 
 
 def _calibrate(config, workdir: str) -> None:
@@ -198,7 +203,7 @@ def _run(_argv: list[str]) -> None:
     logging.set_verbosity(logging.FATAL)  # orbax narrates every save, and what it raises as well
     mute_echoes()
     with _ending():
-        start(config, alone=mode == "compile")
+        kept = start(config, planning=mode == "compile")
         validate(config)
         if mode == "compile":
             return _compile(config)
@@ -220,7 +225,7 @@ def _run(_argv: list[str]) -> None:
             told_of = redacted(config.to_dict())
             log = RunLog(workdir, config.log if mode == "train" else None, told_of)  # what only reads opens no tracker
             held.callback(log.close)
-            for line in claims[0].news() if claims else ():
+            for line in (*(claims[0].news() if claims else ()), *([kept] if kept and mode == "train" else [])):
                 log.say(line)
             record = claims[0].record if claims else _nothing
             name = told_by_first(claims[0].about[RUN] if claims else "")

@@ -144,11 +144,14 @@ def base() -> ml_collections.ConfigDict:
             pipeline="",  # published architecture that is planned if weights.base is empty
             utilisation=0.4,  # of the chips' peak that a step is assumed to reach
             only_shapes=False,  # count and add up, and compile nothing: seconds, but no activations
-            effort=-1.0,  # of the TPU's compiler, -1 to 1; at 0, as in training, full-size networks take many times as long
+            effort=-1.0,  # of the TPU's compiler, -1 to 1; at 0 full-size networks take many times as long
         ),
         compiler=_section(
             flags="default",  # a set of XLA flags: default | gpu | tpu (docs/running.md)
-            cache="",  # directory where compiled programs are kept between runs; empty: nowhere
+            # where compiled programs are kept between runs: a directory; empty: nowhere; auto: didr_jax/compiled in the user's
+            # cache ($XDG_CACHE_HOME, ~/.cache), or where JAX_COMPILATION_CACHE_DIR says
+            cache="auto",
+            effort=0.0,  # of the compiler to make programs fast, -1 to 1, in training and all that runs; at -1 a TPU's is quickest
         ),
     )
 

@@ -245,7 +245,7 @@ def test_run_py_stops_with_code_75_and_refuses_company(tmp_path):
 @pytest.mark.slow
 def test_kill_9_at_twenty_random_moments_loses_nothing_that_was_saved(tmp_path):
     """In a process where JAX has not started yet, so that the attempts can be forked from it."""
-    environment = os.environ | {"PYTHONPATH": f"{REPO}:{REPO}/tests"}
+    environment = os.environ | {"PYTHONPATH": f"{REPO}:{REPO}/tests", "JAX_ENABLE_COMPILATION_CACHE": "1"}
     script = "import test_faults, pathlib, sys; test_faults.kill_twenty_times(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=REPO, env=environment, check=True, timeout=600)
 

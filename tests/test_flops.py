@@ -109,3 +109,21 @@ def test_operations_are_told_apart_by_what_a_chips_rate_depends_on():
     assert counted == {"bfloat16": 4 * PRODUCT, "float32": PRODUCT, "float32 highest": PRODUCT}
     assert CHIPS["v5e"].least_seconds(counted) * 197e12 == pytest.approx((4 + 1 + 6) * PRODUCT)
     assert CHIPS["h100"].least_seconds(counted) * 989e12 == pytest.approx((4 + 2 + 989 / 67) * PRODUCT)
+
+
+def test_splash_and_cudnn_count_the_gradient_with_what_they_compute_again(monkeypatch):
+    """The plain gradient takes four products beside the forward's two; fused kernels compute q kᵀ again, splash's two of them
+    also the products with the output's gradient."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    from didr_jax.models.attention import attend
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)  # what is traced asks for cuDNN, what is counted does not
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+    q, k = (jax.ShapeDtypeStruct((2, n, 3, 64), jnp.bfloat16) for n in (256, 128))
+    product = 2 * 2 * 3 * 256 * 128 * 64
+    total = lambda q, k, v, backend: attend(q, k, v, backend=backend).astype(jnp.float32).sum()
+    for backend, forward, both in (("xla", 2, 6), ("cudnn", 2, 7), ("splash", 2, 9)):
+        assert count(lambda q, k: attend(q, k, k, backend=backend), q, k) == forward * product, backend
+        gradient = jax.grad(lambda q, k, v, backend=backend: total(q, k, v, backend), (0, 1, 2))
+        assert count(gradient, q, k, k) == pytest.approx(both * product, rel=0.01), backend

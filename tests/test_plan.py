@@ -17,7 +17,9 @@ from configs import sd15, sdxl, zimage
 from didr_jax import recipes
 from didr_jax.models.published import PIPELINES
 from didr_jax.planning import plan, targets
+from didr_jax.planning.partitioned import Collective
 from didr_jax.planning.plan import main_stage
+from didr_jax.planning.proposals import PROPOSALS
 from didr_jax.planning.report import FIRST, LAST, advice
 from didr_jax.planning.report import report as whole_report
 from didr_jax.recipes.text_to_image.advice import REMEDIES
@@ -195,6 +197,52 @@ def test_the_verdict_and_what_to_change():
     assert on_gpu.step_seconds(0.4) == pytest.approx((217e12 + 2 * 37e12) * 128 / (8 * 989e12 * 0.4))
     assert "float32             37 TFLOP, at 1/2 of the peak" in report(on_gpu, config)
     assert made(1).step_seconds(0.4) == pytest.approx(seconds) and f"{seconds:.3g} s" in text
+
+
+def test_communication_is_told_beside_the_products():
+    """A gather of 16 GiB over the sixteen chips of an open v5e torus: 15 GiB at 100 GB/s."""
+    config, gather = sdxl.get_config(), Collective("all-gather", (), 16.0 * chips.GIB, 1, "", tuple(range(16)))
+    report = lambda plan: whole_report(plan, config, TextToImage(config, StableDiffusion))
+    counted = dataclasses.replace(made(chips.GIB), collectives=(gather,))
+    products, sent = counted.step_seconds(config.compile.utilisation), 15 * chips.GIB / 100e9
+    assert counted.communication is None and "16 GiB pass through a device's collectives" in report(counted)
+    known = dataclasses.replace(counted, machine=dataclasses.replace(machine(), island=targets.ISLANDS["v5e"]))
+    assert known.communication.seconds == pytest.approx(sent)
+    said = f"15 GiB sent by a device: {sent:.3g} s, {sent / products:.0%} of the products'; a step then takes {products:.3g} s"
+    assert said in report(known)
+    assert "communication         not known" in report(made(chips.GIB))
+
+
+def on_gpus(size=8, fsdp=8, held=2.0, temporaries=9.0, batch=128, micro_batches=16):
+    """A plan on H100s (79 GiB); GiB of a device's share of the parameters, and of temporaries."""
+    where = targets.Target(
+        f"h100:{size}", chips.CHIPS["h100"], size, lambda: pytest.fail("nothing is compiled"), island=targets.ISLANDS["h100"]
+    )
+    mesh = {"data": size // fsdp, "fsdp": fsdp, "tensor": 1}
+    parts = {"state ta": int(held * chips.GIB), "batch": chips.GIB // 8}
+    needed = sum(parts.values()) + int(temporaries * chips.GIB)
+    return plan.Plan(
+        "align", where, mesh, batch, micro_batches, parts, 1e15, temporaries=int(temporaries * chips.GIB), needed=needed
+    )
+
+
+@pytest.mark.parametrize(
+    "planned, proposed",
+    [
+        # adapters: sixteen gibibytes whole, beside nine of temporaries; eight samples at a time are seventy-two
+        (on_gpus(), ["mesh.data=-1 mesh.fsdp=1", "align.micro_batches=2 "]),
+        (on_gpus(temporaries=9.5), ["mesh.data=-1 mesh.fsdp=1", "align.micro_batches=4 "]),
+        (on_gpus(temporaries=20.0), ["mesh.data=-1 mesh.fsdp=1", "align.micro_batches=8 "]),
+        (on_gpus(held=9.0, temporaries=40.0), []),  # seventy-two gibibytes whole, and twice forty
+        (on_gpus(held=9.0, temporaries=9.0, batch=120, micro_batches=15), ["align.micro_batches=3 "]),  # 15 = 3 × 5
+        (on_gpus(size=64, fsdp=64, held=2.0, batch=256, micro_batches=4), ["mesh.data=8 mesh.fsdp=-1", "align.micro_batches=1 "]),
+        (on_gpus(size=64, fsdp=8, held=9.0, batch=64, micro_batches=1), []),  # as it should be
+        (on_gpus(fsdp=1, held=16.0, batch=8, micro_batches=1), []),
+    ],
+)  # fmt: skip
+def test_a_plan_that_fits_proposes_to_send_less(planned, proposed):
+    lines = advice(PROPOSALS, planned, sdxl.get_config())
+    assert len(lines) == len(proposed) and all(words in line for words, line in zip(proposed, lines, strict=True)), lines
 
 
 def test_what_a_compiler_says_of_a_program_that_is_too_large():

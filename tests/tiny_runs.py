@@ -104,6 +104,7 @@ def spawn(workdir, *, devices=1, processes=1, out=None, cache=None, **overrides)
         request = {"workdir": str(workdir), "set": common | {"distributed.process": i}, "out": out and str(out)}
         environment = os.environ | {
             "PYTHONPATH": REPO, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_ENABLE_COMPILATION_CACHE": str(int(bool(cache))),
         }  # fmt: skip
         with open(f"{workdir}.{i}.log", "ab") as log:
             command = [sys.executable, os.path.abspath(__file__), json.dumps(request)]

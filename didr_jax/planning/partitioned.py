@@ -20,6 +20,8 @@ from pathlib import Path
 
 import jax
 
+from didr_jax.planning.groups import first_group
+
 WIDTH = {"pred": 1.0, "s4": 0.5, "u4": 0.5} | {  # bytes of an entry
     f"{kind}{bits}": bits / 8
     for kind, sizes in (("s", (8, 16, 32, 64)), ("u", (8, 16, 32, 64)), ("f", (16, 32, 64)), ("bf", (16,)), ("c", (64, 128)))
@@ -43,6 +45,7 @@ class Collective:
       bytes: of these arrays, the larger of both sides.
       times: how often a call of the program runs it.
       operation: of the networks, that it serves.
+      group: devices that take part with the first one, as places in the mesh; of a permutation, a pair that is far apart.
     """
 
     kind: str
@@ -50,6 +53,7 @@ class Collective:
     bytes: float
     times: int
     operation: str
+    group: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,29 +90,33 @@ def read(text: str) -> Partitioned:
     """Counts in a program's text (HLO).
 
     A loop counts as often as it runs if that is written in its condition, else once; of a conditional the branch with
-    most products counts.
+    most products counts.  An all-reduce of which every device keeps a slice is told as the reduce-scatter that compilers
+    make of it.
     """
     computations, entry = _computations(text)
+    devices = int(found[1]) if (found := re.search(r"num_partitions=(\d+)", text)) else 1
     types = {i.name: i.type for instructions in computations.values() for i in instructions}
-    found: dict[str, Partitioned] = {}
+    sliced = {name for instructions in computations.values() for name in _sliced(instructions)}
+    totals: dict[str, Partitioned] = {}
 
     def total(name: str) -> Partitioned:
-        if name not in found:
+        if name not in totals:
             products, collectives = 0.0, []
             for instruction in computations[name]:
                 if instruction.op in PRODUCTS:
                     products += PRODUCTS[instruction.op](instruction, types)
                 kind = instruction.op.removesuffix("-start")
                 if kind in COLLECTIVES:
-                    collectives.append(_collective(kind, instruction, types))
+                    kind = "reduce-scatter" if instruction.name in sliced else kind
+                    collectives.append(_collective(kind, instruction, types, devices))
                 times, inner = _called(instruction, computations)
                 branches = [total(branch) for branch in inner if branch in computations]
                 if branches:
                     dearest = max(branches, key=lambda branch: branch.products)
                     products += times * dearest.products
                     collectives += [dataclasses.replace(c, times=times * c.times) for c in dearest.collectives]
-            found[name] = Partitioned(products, tuple(collectives))
-        return found[name]
+            totals[name] = Partitioned(products, tuple(collectives))
+        return totals[name]
 
     return total(entry)
 
@@ -238,11 +246,24 @@ def _convolution(instruction: _Instruction, types: Mapping[str, str]) -> float:
 PRODUCTS = {"dot": _dot, "convolution": _convolution}
 
 
-def _collective(kind: str, instruction: _Instruction, types: Mapping[str, str]) -> Collective:
+def _sliced(instructions: list[_Instruction]) -> set[str]:
+    """Names of the all-reduces that nothing but slices by a device's own number reads."""
+    readers: dict[str, set[str]] = {}
+    for instruction in instructions:
+        for i, operand in enumerate(instruction.operands):
+            readers.setdefault(operand, set()).add(instruction.op if i == 0 else "another operand")
+    return {i.name for i in instructions if i.op == "all-reduce" and readers.get(i.name) == {"dynamic-slice"}}
+
+
+def _collective(kind: str, instruction: _Instruction, types: Mapping[str, str], devices: int) -> Collective:
     sides = ["".join(types[name] for name in instruction.operands), instruction.type]
     shapes = tuple(shape for side in sides for _, shape in _arrays(side))
     operation = re.search(r'op_name="([^"]*)"', instruction.rest)
-    return Collective(kind, shapes, max(map(_bytes, sides)), 1, operation[1] if operation else "")
+    entering, leaving = map(_bytes, sides)
+    if instruction.op.endswith("-start"):  # of some kinds it also tells what enters
+        leaving = max(leaving - entering, entering) if leaving > entering else leaving
+    group = first_group(instruction.rest, devices)
+    return Collective(kind, shapes, max(entering, leaving), 1, operation[1] if operation else "", group)
 
 
 def _called(instruction: _Instruction, computations: Mapping[str, list[_Instruction]]) -> tuple[int, list[str]]:

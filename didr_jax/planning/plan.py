@@ -9,6 +9,7 @@ The step is the one that training runs, on shapes: parameters, optimisers, tower
     program       the compiled step itself, which a device keeps in the same memory
     operations    of matrix products and convolutions, counted in the jaxpr by dtype (`flops`), each at the
                   chip's rate for it (`chips`)
+    collectives   what devices send to each other: read off the compiled step's text (`partitioned`, `communication`)
 
 A program that is too large is refused by the TPU's compiler, which then says how much it would have taken.
 """
@@ -23,7 +24,9 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from didr_jax.planning.communication import Communication, communication
 from didr_jax.planning.compiler_log import caught
+from didr_jax.planning.partitioned import Collective, read
 from didr_jax.planning.targets import Target
 from didr_jax.training import flops
 from didr_jax.training.flops import Operations
@@ -53,6 +56,7 @@ class Plan:
       seconds: that the compiler took.
       words, why: what was chosen for the machine, as of `stages.Settled`.
       warnings: lines about what it could not keep in its place (`compiler_log`).
+      collectives: of a device in a step; None: not known.
     """
 
     stage: str
@@ -71,11 +75,18 @@ class Plan:
     warnings: tuple[str, ...] = ()
     words: Mapping[str, str] = dataclasses.field(default_factory=dict)
     why: str = ""
+    collectives: tuple[Collective, ...] | None = None
 
     @property
     def flops(self) -> float:
         """Operations per step, whatever their dtype."""
         return sum(self.operations.values())
+
+    @property
+    def communication(self) -> Communication | None:
+        """Of a device in a step; None: not known."""
+        known = self.collectives is not None and self.machine.island is not None
+        return communication(self.collectives or (), self.machine.island) if known and self.machine.island else None
 
     @property
     def fits(self) -> bool | None:
@@ -144,13 +155,15 @@ def make_plan(stage: Stage, config, machine: Target, operations: Operations | No
         held, start = sum(parts.values()), time.perf_counter()
         try:
             with caught() as log:
-                memory = traced.lower().compile(compiler_options=dict(machine.options)).memory_analysis()
+                compiled = traced.lower().compile(compiler_options=dict(machine.options))
         except jax.errors.JaxRuntimeError as error:
             refused, needed = refusal(str(error), held)
             if not refused:
                 raise
             fields |= dict(refused=refused, needed=needed, temporaries=needed and needed - held)
         else:
+            memory = compiled.memory_analysis()
+            fields["collectives"] = _collectives(compiled)
             there = memory.argument_size_in_bytes
             temporaries = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
             program = memory.generated_code_size_in_bytes
@@ -168,6 +181,14 @@ def held_parts(stage: Stage, config, machine: Target) -> dict[str, int]:
 def _bytes_of(placed: tuple[PyTree, PyTree, PyTree]) -> dict[str, int]:
     trees = dict(zip(("state", "frozen", "batch"), placed, strict=True))
     return {name: bytes_per_device(tree) for name, tree in _named(trees).items()}
+
+
+def _collectives(compiled: jax.stages.Compiled) -> tuple[Collective, ...] | None:
+    """Of a device; None: the program's text is not there, or of a form that is not known."""
+    try:
+        return read(compiled.as_text() or "").collectives
+    except (ValueError, KeyError, IndexError, StopIteration, RuntimeError):
+        return None
 
 
 def _placed(stage: Stage, config, mesh) -> tuple[PyTree, PyTree, PyTree]:

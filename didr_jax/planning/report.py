@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from didr_jax.planning.plan import Plan
+from didr_jax.planning.proposals import PROPOSALS, fewest_micro_batches, islands
 from didr_jax.training.chips import GIB, Chip
 from didr_jax.training.recipe import Advice, Recipe
 
@@ -51,9 +52,12 @@ def report(plan: Plan, config, recipe: Recipe) -> str:
         lines.append(f"the compiler refused the program: {plan.refused}")
     if plan.fits is False:
         lines += ["", "to make it fit, in this order (--config.…)", *advice((*FIRST, *recipe.remedies, *LAST), plan, config)]
-    elif plan.fits and chip and plan.needed is not None and plan.needed < ROOMY * chip.memory:
-        if found := advice(recipe.luxuries, plan, config):
-            lines += ["", "there is room (--config.…)", *found]
+    else:
+        if found := advice(PROPOSALS, plan, config):
+            lines += ["", "cheaper, one at a time (--config.…)", *found]
+        if plan.fits and chip and plan.needed is not None and plan.needed < ROOMY * chip.memory:
+            if found := advice(recipe.luxuries, plan, config):
+                lines += ["", "there is room (--config.…)", *found]
     lines += ["", *plan.warnings] if plan.warnings else []
     lines += ["", plan.why] if plan.why else []
     lines += ["", f"operations per image  {plan.flops / plan.batch_size / 1e12:.4g} TFLOP, recomputation included"]
@@ -64,15 +68,35 @@ def report(plan: Plan, config, recipe: Recipe) -> str:
         rate = f"{plan.batch_size / seconds:.3g} images/s"
         share = f"{config.compile.utilisation:.0%} of {chip.peak / 1e12:.0f} TFLOP/s per device"
         lines.append(f"step                  {seconds:.3g} s, {rate}, at {share}")
+    lines += _communication(plan, seconds)
     if plan.seconds:
         lines.append(f"compiled in           {plan.seconds:.0f} s")
     return "\n".join(lines)
+
+
+def _communication(plan: Plan, products: float | None) -> list[str]:
+    """What devices send to each other, and how long that takes beside `products` seconds of products."""
+    if plan.machine.size == 1 or not plan.seconds or plan.refused:
+        return []
+    if plan.collectives is None:
+        return ["communication         not known: the compiler's program is of a form that is not understood"]
+    if (found := plan.communication) is None or not products:
+        size = sum(c.bytes * c.times for c in plan.collectives)
+        return [f"communication         {size / GIB:.3g} GiB pass through a device's collectives"]
+    beyond = f", {found.sent_outside / GIB:.3g} GiB beyond its island" if found.sent_outside else ""
+    most, least = found.step(products)
+    return [
+        f"communication         {(found.sent_inside + found.sent_outside) / GIB:.3g} GiB sent by a device{beyond}: "
+        f"{found.seconds:.3g} s, {found.seconds / products:.0%} of the products'; a step then takes {least:.3g} s (all of it hidden) to "
+        f"{most:.3g} s (none)"
+    ]
 
 
 def advice(rows: Sequence[Advice], plan: Plan, config) -> list[str]:
     """The rows that apply, in their order; lines for the terminal."""
     ways = plan.mesh["data"] * plan.mesh["fsdp"]
     values = {"{stage}": plan.stage, "{most}": str(plan.batch_size // ways), "{attention}": _attention(plan)}
+    values |= {"{fewest}": str(fewest_micro_batches(plan)), "{islands}": str(islands(plan))}
     lines = []
     for row in rows:
         if row.applies(config, plan):

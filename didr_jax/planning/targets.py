@@ -20,6 +20,36 @@ from didr_jax.types import InputError
 
 GPUS = ("h100", "h200")
 
+
+@dataclasses.dataclass(frozen=True)
+class Island:
+    """Devices that reach each other by their own links.
+
+    Attributes:
+      size: how many at most.
+      rate: bytes per second that a device sends within it, all links together, in one direction.
+      closed: the fewest devices whose rings close; of fewer, the ends of a line receive all by one side: half the rate.
+      outside: bytes per second that a device sends to another island.
+    """
+
+    size: int
+    rate: float
+    closed: int
+    outside: float
+
+
+# One direction is half of what the makers call bidirectional.  TPUs: cloud.google.com/tpu/docs, v5e: 400 GB/s a chip, 256
+# chips, a torus that closes at 16; v5p: 1200 GB/s, 8960 chips, closes from a cube of 4x4x4 on, 50 Gbit/s a chip beyond;
+# v6e: 800 GB/s, 256 chips; beyond a v5e or v6e pod: 6.4 Tbit/s a pod (v5e's page), taken for both.  NVIDIA's H100 and
+# H200 data sheets: NVLink 900 GB/s; DGX H100's: eight a node, each with an adapter of 400 Gbit/s.
+ISLANDS = {
+    "v5e": Island(256, 200e9, 256, 3.1e9),
+    "v5p": Island(8960, 600e9, 64, 6.25e9),
+    "v6e": Island(256, 400e9, 256, 3.1e9),
+    "h100": Island(8, 450e9, 1, 50e9),
+    "h200": Island(8, 450e9, 1, 50e9),
+}
+
 # A Hopper GPU as XLA's compiler wants it described.  Written from data sheets, not read from a device.
 _HOPPER = """gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
 shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
@@ -40,6 +70,7 @@ class Target:
       size: number of devices.
       devices: makes them, for a mesh; raises InputError if their compiler is not installed.
       options: of the compiler.
+      island: how its devices reach each other; None: unknown.
     """
 
     name: str
@@ -47,6 +78,7 @@ class Target:
     size: int
     devices: Callable[[], Sequence[Any]]
     options: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    island: Island | None = None
 
 
 def target(name: str, effort: float = 0.0) -> Target:
@@ -63,7 +95,8 @@ def target(name: str, effort: float = 0.0) -> Target:
     """
     if not name:
         here = jax.devices()
-        return Target("local", chip_here(), len(here), lambda: here)
+        kind = next((name for name, chip in CHIPS.items() if chip is chip_here()), "")
+        return Target("local", chip_here(), len(here), lambda: here, island=ISLANDS.get(kind))
     kind, _, shape = name.partition(":")
     kind = "h100" if kind == "cuda" else kind
     rank = r"\d+" if kind in GPUS else r"\d+x\d+x\d+" if kind == "v5p" else r"\d+x\d+"
@@ -78,7 +111,8 @@ def target(name: str, effort: float = 0.0) -> Target:
     make = _gpus if kind in GPUS else _tpus
     # Triton's tiles are tuned on a device; untuned, XLA 0.10.2 refuses some products.  cuBLAS takes them all.
     options = {"xla_gpu_enable_triton_gemm": False} if kind in GPUS else {}
-    return Target(name, CHIPS[kind], math.prod(map(int, shape.split("x"))), lambda: make(name, kind, shape), options)
+    size = math.prod(map(int, shape.split("x")))
+    return Target(name, CHIPS[kind], size, lambda: make(name, kind, shape), options, ISLANDS[kind])
 
 
 def _tpus(name: str, kind: str, shape: str) -> Sequence[Any]:

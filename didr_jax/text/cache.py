@@ -3,6 +3,9 @@
 An entry (`text.entry`) is a folder `CACHE/KEY/` with one `.npy` per array, first axis the prompts.  KEY is a digest of
 everything the values depend on, and the entry has digests of the values: what is not what was written is computed
 again.  A build that is interrupted goes on where it was.  Other runs and users may share the cache.
+
+All processes of a run embed together (`text.spread`), and one of them writes: those that see its folder wait for it, and
+those whose cache is a folder of their own write a copy there.
 """
 
 import contextlib
@@ -11,6 +14,7 @@ import hashlib
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +23,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from didr_jax.agreement import agreed, heard
 from didr_jax.exits import CannotSave
 from didr_jax.finite import all_finite
-from didr_jax.models.rows import alone
 from didr_jax.text.encoder import TextEncoder
 from didr_jax.text.entry import Arrays, Damaged, open_entry
 from didr_jax.text.leftovers import building, remove_leftovers, set_aside
+from didr_jax.text.spread import embedded
 from didr_jax.text.writer import Writer, publish
 from didr_jax.types import InputError
 from didr_jax.whole_files import DISK, cannot_save
+
+KINDS = (InputError, CannotSave, Damaged)  # what one process raises, all do
+PATIENCE = 120.0  # seconds in which what another process has renamed is seen here: file systems of networks remember names
 
 
 def digest_tensors(tensors: Mapping[str, Any]) -> str:
@@ -71,7 +79,7 @@ def cached(
     batch_size: int = 32,
     say: Callable[[str], None] = print,
 ) -> Arrays:
-    """The embeddings of prompts, from disk if they are there.
+    """The embeddings of prompts, from disk if they are there.  Every process of a run calls it, with the same arguments.
 
     Args:
       cache: folder of entries; made if missing.
@@ -79,7 +87,7 @@ def cached(
       prompts: n strings.
       make_encoder: called where there is no such entry; its weights are held while the entry is written and no longer.
       dtype: of floating-point arrays on disk, `float16`, `bfloat16` or `float32`; integers stay as they are.
-      batch_size: prompts encoded at once, always so many, so that the encoder compiles once.
+      batch_size: prompts that a device encodes at once, always so many, so that the encoder compiles once.
       say: told what is computed, and where it went.
 
     Returns:
@@ -92,43 +100,75 @@ def cached(
     """
     entry = Path(cache).expanduser() / f"{key}-{dtype}"
     for _ in range(3):  # another process may remove a damaged entry, or be faster
-        arrays = _opened(entry, len(prompts), say)
-        if arrays is None:
-            try:
-                _build(entry, prompts, make_encoder, jnp.dtype(dtype), batch_size, say)
-            except Damaged as damage:
-                say(f"{entry}: {damage}: all is computed again")
-        else:
+        arrays = agreed(lambda: _opened(entry, len(prompts), say), KINDS)
+        lacking = [bool(told) for told in heard("" if arrays is not None else "lacks it")]
+        if arrays is not None and not any(lacking):
             return arrays
+        try:
+            _build(entry, lacking, prompts, make_encoder, jnp.dtype(dtype), batch_size, say)
+        except Damaged as damage:
+            say(f"{entry}: {damage}: all is computed again")
     raise InputError(f"config.data.cache: {entry} changes while it is used; choose another")
 
 
 def _build(
     entry: Path,
+    lacking: Sequence[bool],
     prompts: Sequence[str],
     make_encoder: Callable[[], TextEncoder],
     dtype: np.dtype,
     batch_size: int,
     say: Callable[[str], None],
 ) -> None:
-    """Makes the entry, going on with what was left of it."""
-    encoder = make_encoder()
+    """Makes the entry, going on with what was left of it; `lacking`: of each process, whether it has none."""
+    encoder = agreed(make_encoder)
     with contextlib.ExitStack() as held:
+        writer = _writer(entry, lacking, len(prompts), held)
+        at = min(int(done) for done in heard("" if writer is None else str(writer.done)) if done)
+        what = f"{len(prompts) - at:,} of {len(prompts):,} prompts" if at else f"{len(prompts):,} prompts"
+        say(f"embedding {what} into {entry}")
+        agreed(lambda: writer and _require_room(entry, encoder.shapes, len(prompts) - writer.done, dtype), KINDS)
+        for found in embedded(prompts[at:], encoder, batch_size) if at < len(prompts) else ():
+            n = len(next(iter(found.values())))
+            rows = {name: _stored(name, values, dtype, prompts[at : at + n]) for name, values in found.items()}
+            agreed(lambda rows=rows, at=at: writer and _add(writer, rows, at, entry), KINDS)
+            at += n
+        agreed(lambda: writer and _publish(writer, entry), KINDS)
+    if lacking[jax.process_index()] and writer is None:
+        waited = time.monotonic()
+        while not entry.exists() and time.monotonic() - waited < PATIENCE:
+            time.sleep(0.1)
+
+
+def _writer(entry: Path, lacking: Sequence[bool], count: int, held: contextlib.ExitStack) -> Writer | None:
+    """What writes the entry in this process, open for as long as `held`; None: another one does, or it is there."""
+    first, here = lacking.index(True), jax.process_index()
+
+    def opened() -> Writer:
         with _writing(entry):
             folder = held.enter_context(building(entry))
             remove_leftovers(entry.parent)
-            writer = held.enter_context(Writer(folder, len(prompts)))
-        held.enter_context(alone())  # every process embeds all prompts
-        left = prompts[writer.done :]
-        what = f"{len(left):,} of {len(prompts):,} prompts" if writer.done else f"{len(prompts):,} prompts"
-        say(f"embedding {what} into {entry}")
-        _require_room(entry, encoder.shapes, len(left), dtype)
-        for rows in _embedded(left, encoder, dtype, batch_size) if left else ():
-            with _writing(entry, begun=True):
-                writer.add(rows)
+            return held.enter_context(Writer(folder, count))
+
+    writer = agreed(lambda: opened() if here == first else None, KINDS)
+    name = heard(writer.folder.name if writer else "")[first]
+    apart = here != first and lacking[here] and not (entry.parent / name).is_dir()
+    other = agreed(lambda: opened() if apart else None, KINDS)
+    return writer or other
+
+
+def _add(writer: Writer, rows: Mapping[str, np.ndarray], at: int, entry: Path) -> None:
+    """Writes what it has not yet of the rows from `at` on."""
+    new = {name: values[max(writer.done - at, 0) :] for name, values in rows.items()}
+    if len(next(iter(new.values()))):
         with _writing(entry, begun=True):
-            writer.finish()
-            publish(folder, entry)
+            writer.add(new)
+
+
+def _publish(writer: Writer, entry: Path) -> None:
+    with _writing(entry, begun=True):
+        writer.finish()
+        publish(writer.folder, entry)
 
 
 def _require_room(entry: Path, shapes: Mapping[str, jax.ShapeDtypeStruct], count: int, dtype: np.dtype) -> None:
@@ -165,16 +205,6 @@ def _writing(entry: Path, begun: bool = False) -> Iterator[None]:
         if begun or error.errno in DISK:
             raise cannot_save(entry, error) from error
         raise InputError(f"config.data.cache: cannot write {entry} ({error.strerror or error}); choose another") from error
-
-
-def _embedded(prompts: Sequence[str], encoder: TextEncoder, dtype: np.dtype, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """The next rows of all arrays as they go to disk."""
-    params, encode = encoder.weights.load(), jax.jit(encoder.encode)
-    for start in range(0, len(prompts), batch_size):
-        chunk = list(prompts[start : start + batch_size])
-        filled = chunk + [""] * (batch_size - len(chunk))
-        found = encode(params, encoder.tokenize(filled))
-        yield {name: _stored(name, np.asarray(values)[: len(chunk)], dtype, chunk) for name, values in found.items()}
 
 
 def _stored(name: str, values: np.ndarray, dtype: np.dtype, prompts: Sequence[str]) -> np.ndarray:

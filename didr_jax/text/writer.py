@@ -33,6 +33,7 @@ class Writer:
     A context manager.
 
     Attributes:
+      folder: where it writes.
       done: rows that every array has.
 
     Raises:
@@ -40,7 +41,7 @@ class Writer:
     """
 
     def __init__(self, folder: Path, count: int):
-        self._folder, self._count, self.done = folder, count, 0
+        self.folder, self._count, self.done = folder, count, 0
         self._kinds: Kinds = {}
         self._columns: dict[str, _Column] = {}
         self._journal = open(folder / JOURNAL, "a+b")
@@ -62,7 +63,7 @@ class Writer:
         kinds = {name: (values.dtype, values.shape[1:]) for name, values in rows.items()}
         if not self._columns:
             self._kinds = kinds
-            self._columns = {name: _Column(self._folder, name, *kinds[name], self._count, "w+b") for name in kinds}
+            self._columns = {name: _Column(self.folder, name, *kinds[name], self._count, "w+b") for name in kinds}
             self._note({name: {"dtype": dtype.name, "row": row} for name, (dtype, row) in kinds.items()})
         if kinds != self._kinds:
             self._journal.truncate(0)
@@ -86,7 +87,7 @@ class Writer:
             name: {"dtype": dtype.name, "shape": (self._count, *row), **self._columns[name].told()}
             for name, (dtype, row) in self._kinds.items()
         }
-        with open(self._folder / TABLE, "w", encoding="utf-8") as text:
+        with open(self.folder / TABLE, "w", encoding="utf-8") as text:
             json.dump({"format": FORMAT, "arrays": table}, text, indent=1)
             to_disk(text)
 
@@ -112,7 +113,7 @@ class Writer:
         try:
             self._kinds = _kinds(first)
             for name, kind in self._kinds.items():
-                self._columns[name] = _Column(self._folder, name, *kind, self._count, "r+b")
+                self._columns[name] = _Column(self.folder, name, *kind, self._count, "r+b")
             for line in lines:
                 told = json.loads(line)
                 n, wanted = int(told["rows"]), told["digests"]

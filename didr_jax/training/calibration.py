@@ -7,6 +7,7 @@ below a bound for others, so β is searched for, not computed.  Nothing is writt
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from scipy import optimize
 
 from didr_jax.training import origin
 from didr_jax.training.introduction import heartbeat
-from didr_jax.training.parallel import put_batch, settle, to_host
+from didr_jax.training.parallel import put_rows, settle, to_host
 from didr_jax.training.pull import ALL, Measure
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Finished, Run, chosen_step, left_by
@@ -133,7 +134,8 @@ def _with_settled_ta(stage: Stage, state: GameState, frozen: PyTree, first: int,
 
     update = jax.jit(ta_only, donate_argnums=0, out_shardings=places)
     for i in range(first, first + steps):
-        state = settle(update(state, frozen, put_batch(stage.batch(i), run.mesh, stage.batch_axis)))
+        batch = put_rows(functools.partial(stage.batch, i), stage.batch_size, run.mesh, stage.batch_axis)
+        state = settle(update(state, frozen, batch))
     return state
 
 
@@ -141,9 +143,10 @@ def _batches(stage: Stage, first: int, run: Run) -> Iterator[PyTree]:
     """Conditions of generator updates, a micro-batch at a time."""
     parts = run.config[stage.name].micro_batches
     for i in range(first, first + run.config.calibrate.batches):
-        batch = stage.batch(i)
         for part in range(parts):
-            yield put_batch(jax.tree.map(lambda c, part=part: c[-1, part::parts], batch), run.mesh, 0)
+            of_part = np.arange(stage.batch_size)[part::parts]
+            read = lambda rows, i=i, of_part=of_part: jax.tree.map(lambda c: c[-1], stage.batch(i, of_part[rows]))
+            yield put_rows(read, len(of_part), run.mesh, 0)
 
 
 class _Samples:

@@ -33,8 +33,7 @@ def by_dtype(function: Callable, *args) -> Operations:
 
 def count_jaxpr(jaxpr) -> Operations:
     """Operations of a jaxpr.  Of a `cond` the dearest branch counts, of one under `jax.named_scope(SELDOM)` the cheapest; a
-    `while` whose length is not written in the
-    jaxpr counts once."""
+    `while` whose length is not written in the jaxpr counts once."""
     return _summed(_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -65,7 +64,7 @@ ALGORITHMS = {"BF16": "bfloat16", "F16": "float16", "TF32": "float32", "F32": "f
 def _kind(equation) -> str:
     """What a chip's rate for a product depends on; of operands of two dtypes, the wider."""
     dtype = functools.reduce(jnp.promote_types, (operand.aval.dtype for operand in equation.invars[:2]))
-    asked = equation.params["precision"]
+    asked = equation.params.get("precision")  # fused attention has none
     names = [str(p) for p in (asked if isinstance(asked, tuple) else (asked,)) if p is not None]
     for name in names:
         if (algorithm := ALGORITHMS.get(name.split("_")[0])) is not None:
@@ -97,7 +96,25 @@ def _convolution(equation) -> float:
     return 2.0 * out * channels * math.prod(window) / zeros
 
 
-PRODUCTS = {"dot_general": _dot_general, "conv_general_dilated": _convolution}
+def _cudnn(products: int) -> Callable:
+    """Of attention in one primitive of cuDNN's: so many products of queries' by keys' lengths and head size, masks or not."""
+
+    def rule(equation) -> float:
+        q, k = (equation.invars[i].aval.shape for i in (0, 1))
+        return products * 2.0 * math.prod(q) * k[2 if equation.params["layout"] == HEADS_FIRST else 1]
+
+    return rule
+
+
+HEADS_FIRST = 1  # of cuDNN's layouts: [b, heads, length, head size]; 0: [b, length, heads, head size]
+
+PRODUCTS = {
+    "dot_general": _dot_general,
+    "conv_general_dilated": _convolution,
+    # q kᵀ and p v; of the gradient q kᵀ again, and those of p, v, q and k
+    "dot_product_attention_fwd_wrapper": _cudnn(2),
+    "dot_product_attention_bwd_wrapper": _cudnn(5),
+}
 
 # How often the body of an equation runs, where that is not once.
 REPEATS = {

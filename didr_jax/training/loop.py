@@ -7,6 +7,7 @@ whatever mesh and number of processes it then has.
 """
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -16,15 +17,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from didr_jax.exits import Hacked, NotFinite, Preempted, StopRequest
-from didr_jax.training import flops, known, origin
+from didr_jax.training import known, origin
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.chips import pace_here
 from didr_jax.training.evaluation import PREFIX, Evaluators, Verdict
 from didr_jax.training.hacking import HackingWatch, in_words
 from didr_jax.training.introduction import heartbeat, introduction
 from didr_jax.training.metrics import Progress, RunLog, read_metrics
-from didr_jax.training.parallel import check_batches, held, put_batch, settle
+from didr_jax.training.parallel import check_batches, held, put_rows
 from didr_jax.training.profiling import ProfileWindow
+from didr_jax.training.programs import Programs
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Finished, Products, Run
 from didr_jax.training.stages import Stage
@@ -76,7 +78,7 @@ def _trained(stage: Stage, label: str, shapes, saves: Checkpoints, run: Run, sto
             if first == stage.steps:
                 return state
             frozen = run.load(stage.frozen)
-            stage.batch(first)  # here, since it may have to embed all prompts
+            stage.batch(first, slice(1))  # here, since it may have to embed all prompts
         return _loop(stage, label, state, places, frozen, first, saves, run, stop, compiling.set)
 
 
@@ -106,10 +108,10 @@ def _loop(
 ):
     """`begun`: called when the first step is done."""
     config = run.config
-    step_fn = stage.compiled(places, run.mesh)
     evaluators = Evaluators(stage.evals, stage.steps, frozen, run.load)
     alarm, stops = _alarm(evaluators, stage.name, first, run), config.watch.hacking == "stop"
     progress = Progress(run.log, label, stage.name, first, stage.steps, stage.batch_size, config.log.quiet)
+    step_fn = Programs(stage.compiled(places, run.mesh), pace_here(config.log.peak_tflops), progress, run.log.say, label)
     for line in introduction(stage, state, frozen, run.mesh):
         run.log.say(f"{label}  {line}")
     window = ProfileWindow(config.profile, stage.name, run.workdir)
@@ -135,7 +137,7 @@ def _loop(
         names = evaluators.due(done)
         if not names:
             return {}, None
-        with progress.paused():
+        with progress.paused(), heartbeat(run.log.say, f"{label}  still judging step {done}"):
             with stop.at_once(f"{label} was judged at step {done}"):
                 verdict = evaluators.run(names, stage.made_of(state))
             marks, raised = alarm.look(done, {name.removeprefix(PREFIX): value for name, value in verdict.figures.items()})
@@ -152,10 +154,8 @@ def _loop(
     previous = None  # metrics are read one step late, so that the devices never wait for the host
     for step in range(first, stage.steps):
         window.before(step - first, state)
-        batch = put_batch(stage.batch(step), run.mesh, stage.batch_axis)
-        if step == first and (pace := pace_here(config.log.peak_tflops)):
-            progress.least = pace(flops.count_jaxpr(step_fn.trace(state, frozen, batch).jaxpr.jaxpr))
-        state, metrics = settle(step_fn(state, frozen, batch))
+        batch = put_rows(functools.partial(stage.batch, step), stage.batch_size, run.mesh, stage.batch_axis)
+        state, metrics = step_fn(state, frozen, batch)
         done, last = step + 1, step + 1 == stage.steps
         trouble = look(*previous) if previous else None
         if step == first:

@@ -223,6 +223,31 @@ def put_batch(batch: PyTree, mesh: Mesh, axis: int) -> PyTree:
     return put(batch, jax.tree.map(lambda _: place, batch))
 
 
+def put_rows(read: Callable[[np.ndarray], PyTree], n: int, mesh: Mesh, axis: int) -> PyTree:
+    """A global batch of n samples, of which each process reads only the rows that its devices compute.
+
+    Args:
+      read: `rows [k] -> batch` of host arrays of these samples, in their order.
+      n: samples.
+      mesh: over which they are spread.
+      axis: the dimension that holds them.
+    """
+    place = NamedSharding(mesh, PartitionSpec(*[None] * axis, ROWS))
+    shards = place.addressable_devices_indices_map((1,) * axis + (n,)).values()
+    mine = np.unique(np.concatenate([np.arange(n)[shard[axis]] for shard in shards if shard]))
+
+    def spread(local):
+        local = np.asarray(local)
+
+        def rows(index):
+            wanted = np.arange(n)[index[axis]]
+            return local[(slice(None),) * axis + (np.searchsorted(mine, wanted),)]
+
+        return jax.make_array_from_callback((*local.shape[:axis], n, *local.shape[axis + 1 :]), place, rows)
+
+    return jax.tree.map(spread, read(mine))
+
+
 def settle(tree: PyTree) -> PyTree:
     """`tree`; on a CPU that plays several devices, once all of them have computed it.
 

@@ -14,8 +14,8 @@ class Advice(NamedTuple):
     """Something to do about a plan.
 
     `applies(config, plan)`: whether it would change anything; `flags`: what to set, where `{stage}` stands for the stage,
-    `{most}` for the largest number of micro-batches and `{attention}` for the machine's memory-saving attention;
-    `effect`: what it does.
+    `{most}` for the largest number of micro-batches, `{fewest}` for the smallest that fits, `{islands}` for the machine's
+    number of them, and `{attention}` for its memory-saving attention; `effect`: what it does.
     """
 
     applies: Callable[[Any, Any], bool]

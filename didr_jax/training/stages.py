@@ -28,6 +28,7 @@ from didr_jax.training.step import Networks, make_game_step
 from didr_jax.types import Array, InputError, PRNGKey, PyTree, Weights
 
 Items = dict[str, PyTree]
+WHOLE = slice(None)
 
 
 class Settled(NamedTuple):
@@ -50,7 +51,8 @@ class Stage:
         to begin with; without, the stage's own start.
       step: `(state, frozen, batch) -> (state, metrics)`; pure.
       frozen: the parameters that the step reads and never changes, by name.
-      batch: `step -> batch` of numpy arrays, a function of the step alone.
+      batch: `(step, rows) -> batch` of numpy arrays: those of some samples (an index of `batch_size`), or of all; a
+        function of these two alone, which reads nothing of other samples.
       batch_axis: which of their dimensions holds the samples.
       products: what the stage leaves, `{name: field of the state}`; each is saved as an item of its own.
       batch_shapes: of a batch, for plans; None: those of the first one, which can then be made without reading.
@@ -68,7 +70,7 @@ class Stage:
     init: Callable[..., Any]
     step: Callable
     frozen: Mapping[str, Weights]
-    batch: Callable[[int], PyTree]
+    batch: Callable[..., PyTree]
     batch_axis: int
     products: Mapping[str, str]
     batch_shapes: PyTree = None
@@ -121,7 +123,7 @@ def fit_stage(
       config: the whole config.
       start: the parameters to start from.
       loss: `(params, frozen, batch, noise) -> (per-sample loss [b], {name: [b]})`.
-      data: `(rng, n) -> batch` of n samples.
+      data: `(rng, n) -> batch` of n samples; all of them are drawn in every process, so they should be cheap.
       draw: `(key, n) -> noise` of n samples, on the devices; for a loss that needs any.
       frozen: what the loss reads besides.
       evals: see `Stage`.
@@ -150,7 +152,9 @@ def fit_stage(
             unroll=config.unroll,
         ),
         frozen=frozen or {},
-        batch=lambda step: data(step_rng(config.seed, name, step), section.batch_size),
+        batch=lambda step, rows=WHOLE: jax.tree.map(
+            lambda a: a[rows], data(step_rng(config.seed, name, step), section.batch_size)
+        ),
         batch_axis=0,
         products={"params": "ema"},
         evals=evals or {},
@@ -183,6 +187,7 @@ def game_stage(
     generator: Weights,
     ta: Weights,
     conditions: Callable[[np.random.Generator, int], Any],
+    read: Callable[[Any, Any], Any] = lambda some, drawn: some,
     frozen: Mapping[str, Weights] | None = None,
     objective: Objective | None = None,
     condition_shapes: PyTree = None,
@@ -200,7 +205,8 @@ def game_stage(
       config: the whole config.
       networks: what is trained and against what; a stage without reward has `networks.reward = None`.
       generator, ta: the parameters to start from.
-      conditions: `(rng, n) -> conditions` of n samples, a pytree of arrays `[n, ...]`.
+      conditions: `(rng, n) -> drawn` of n samples, a pytree of arrays `[n, ...]`: conditions, or which ones they are.
+      read: `(some [k, ...], drawn) -> conditions [k, ...]` of some of what was drawn.
       frozen: what the networks read besides their own parameters.
       objective: in place of the one that the section names.
       condition_shapes: of the conditions of one sample, `[1, ...]`, for plans; None: `conditions` reads nothing.
@@ -223,9 +229,10 @@ def game_stage(
         start = (products["generator"], products["ta"]) if products else (generator.load(places.generator), ta.load(places.ta))
         return create(lambda: make(*start), places)
 
-    def batch(step):
-        flat = conditions(step_rng(config.seed, name, step), updates * n)
-        return jax.tree.map(lambda value: value.reshape(updates, n, *value.shape[1:]), flat)
+    def batch(step, rows=WHOLE):
+        drawn = conditions(step_rng(config.seed, name, step), updates * n)
+        mine = jax.tree.map(lambda a: a.reshape(updates, n, *a.shape[1:])[:, rows].reshape(-1, *a.shape[1:]), drawn)
+        return jax.tree.map(lambda a: a.reshape(updates, -1, *a.shape[1:]), read(mine, drawn))
 
     def told():
         reward = networks.reward is not None

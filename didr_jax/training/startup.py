@@ -1,12 +1,14 @@
 """What must happen before JAX touches a device: compiler flags, the compilation cache, the other processes."""
 
+import hashlib
 import os
+import platform
 from collections.abc import Callable
 
 import jax
 import jaxlib
 
-from didr_jax.agreement import told_by_first
+from didr_jax.agreement import agreed, told_by_first
 from didr_jax.exits import CannotSave
 from didr_jax.types import InputError
 
@@ -37,27 +39,62 @@ COMPILER_FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
 NEEDED_FLAGS: dict[str, tuple[str, ...]] = {"0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=",)}
 
 
-def start(config, alone: bool = False) -> None:
-    """Applies `config.compiler` and joins the other processes (`config.distributed`), unless told to be `alone`.
+def start(config, planning: bool = False) -> str:
+    """Applies `config.compiler` and joins the other processes (`config.distributed`); a line that says where programs are kept.
 
     Must run before anything asks JAX for a device.
+
+    Args:
+      config: of any recipe.
+      planning: this process runs nothing: it joins no others, and asks the compiler, which a cache would answer for.
 
     Raises:
       InputError: an unknown flag set, or a coordinator without the number or the rank of processes.
     """
-    _compiler(config.compiler)
-    if not alone:
-        _join(config.distributed)
+    _flags(config.compiler.flags)
+    if planning:
+        return ""
+    _join(config.distributed)
+    if config.compiler.effort:
+        jax.config.update("jax_exec_time_optimization_effort", config.compiler.effort)
+    return _keep_programs(config.compiler.cache)
 
 
-def _compiler(section) -> None:
-    if section.flags not in COMPILER_FLAGS:
-        raise InputError(f"config.compiler.flags = {section.flags!r} is not known; known: {', '.join(COMPILER_FLAGS)}")
-    variable, flags = COMPILER_FLAGS[section.flags]
+def _flags(name: str) -> None:
+    if name not in COMPILER_FLAGS:
+        raise InputError(f"config.compiler.flags = {name!r} is not known; known: {', '.join(COMPILER_FLAGS)}")
+    variable, flags = COMPILER_FLAGS[name]
     _prepend("XLA_FLAGS", NEEDED_FLAGS.get(jaxlib.__version__, ()))
     _prepend(variable, flags)
-    if section.cache:
-        jax.config.update("jax_compilation_cache_dir", os.path.abspath(section.cache))
+
+
+def _keep_programs(where: str) -> str:
+    """Sets where JAX keeps compiled programs, and says it; where they cannot be kept, a run does without."""
+    chosen, allowed = (jax.config.values[f"jax_{key}"] for key in ("compilation_cache_dir", "enable_compilation_cache"))
+    if not where or not allowed or (where == "auto" and chosen):
+        return f"compiled programs are kept in {chosen}" if chosen and allowed else ""
+    folder = _users_cache() if where == "auto" else os.path.abspath(os.path.expanduser(where))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(None, "Permission denied")
+    except OSError as error:
+        why = error.strerror or str(error)
+        return f"compiled programs are not kept: cannot write {folder} ({why}); choose another config.compiler.cache"
+    jax.config.update("jax_compilation_cache_dir", folder)
+    return f"compiled programs are kept in {folder}"
+
+
+def _users_cache() -> str:
+    """A folder for this kind of host: programs for a CPU use what it has, and a home may be that of many hosts."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            able = next((line for line in file if line.lower().startswith(("flags", "features"))), "")
+    except OSError:
+        able = platform.processor()
+    kind = f"{platform.machine()}-{hashlib.blake2b(able.encode(), digest_size=4).hexdigest()}"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(os.path.abspath(home), "didr_jax", "compiled", kind)
 
 
 def _prepend(variable: str, flags: tuple[str, ...]) -> None:
@@ -96,17 +133,7 @@ def is_first_process() -> bool:
 
 def on_first(check: Callable[[], None]) -> None:
     """Runs `check` in process 0; an InputError or a CannotSave there is raised in every process."""
-    kinds, message = (InputError, CannotSave), ""
-    details: tuple[str, ...] = ()
-    if is_first_process():
-        try:
-            check()
-        except kinds as error:
-            message = f"{next(i for i, kind in enumerate(kinds) if isinstance(error, kind))}{error}"
-            details = error.details if isinstance(error, InputError) else ()
-    if message := told_by_first(message):
-        kind, text = kinds[int(message[0])], message[1:]
-        raise InputError(text, details) if kind is InputError else CannotSave(text)
+    agreed(lambda: check() if is_first_process() else None, (InputError, CannotSave))
 
 
 def from_first(say: Callable[[], str]) -> str:

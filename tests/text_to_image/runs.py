@@ -41,7 +41,11 @@ def command_of(name, settings, workdir, *arguments, devices=1, cache=None, progr
         "XLA_FLAGS": " ".join(f"--{flag}={str(value).lower()}" for flag, value in flags.items()), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     if cache is not None:
-        environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        environment |= {
+            "JAX_ENABLE_COMPILATION_CACHE": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
     knobs = [f"--config.{key}={value}" for key, value in settings.items()]
     command = [sys.executable, *program, f"--config=configs/{name}.py", f"--workdir={workdir}", *knobs, *arguments]
     return command, environment

@@ -67,3 +67,17 @@ def test_texts_kept_by_length_are_those_that_are_padded(tmp_path):
     assert len(loads) == 1, "the weights are read once for all lengths"
     table_of(PROMPTS, tmp_path / "ragged", LONGEST, loads=loads)
     assert len(loads) == 1
+
+
+def test_texts_that_are_used_together_are_as_wide_as_the_widest_of_them_and_no_wider(tmp_path):
+    """And as the empty prompt is.  What is left out are zeros; a process that reads some of a batch pads to what all of it needs."""
+    table, padded = table_of(PROMPTS, tmp_path, LONGEST), table_of(PROMPTS, tmp_path / "padded", None)
+    for among, width in (([0, 3, 2], SHORTEST), ([0, 1], 2 * SHORTEST), ([1, 4, 0], LONGEST)):
+        among = np.array(among)
+        for some in (among, among[:1]):
+            found, whole = table.rows(some, among)["text"], padded.rows(some)["text"]
+            assert found["caption"].shape == (len(some), width, WIDTH)
+            np.testing.assert_array_equal(found["caption"], whole["caption"][:, :width])
+            np.testing.assert_array_equal(found["length"], whole["length"])
+            assert not np.any(whole["caption"][:, width:])
+    assert table.empty["caption"].shape == (1, LONGEST, WIDTH)

@@ -262,7 +262,13 @@ def test_a_plan_is_of_the_shapes_that_training_has(bench):
 def test_run_py_plans_a_step_from_a_folder_on_this_machine(bench, tmp_path):
     settings = bench.settings | {"rewards.hps": "", "rewards.pickscore": "", "rewards.held_out": (), "mesh.fsdp": 2}
     done = runs.run(bench.row.name, settings, tmp_path / "none", "--mode=compile", devices=2)
-    for words in ("2 × device of unknown peak", "state opt_ta", "activations", "operations per image"):
+    for words in (
+        "2 × device of unknown peak",
+        "state opt_ta",
+        "activations",
+        "operations per image",
+        "GiB pass through a device's",
+    ):
         assert words in done.stdout
     assert not (tmp_path / "none").exists()
     refused = runs.start_run(bench.row.name, settings | {"align.batch_size": 3}, tmp_path / "none", "--mode=compile", devices=2)
@@ -286,6 +292,17 @@ def test_conditions_are_rows_of_the_table_picked_by_seed_and_step(bench):
     ]  # fmt: skip
     assert all(len(found) == 1 for found in matches)
     assert not jax.tree.all(jax.tree.map(np.array_equal, batch, stage.batch(2)))
+
+
+def test_rows_of_a_batch_are_read_without_the_others(bench, monkeypatch):
+    """What a process of several does; the table is asked for the rows that are wanted, and for no more."""
+    recipe = bench.recipe()
+    stage, table = recipe.align({}), recipe.task.conditions
+    whole, asked, rows = stage.batch(3), [], type(table).rows
+    monkeypatch.setattr(type(table), "rows", lambda self, which, among: asked.append(len(which)) or rows(self, which, among))
+    second = stage.batch(3, np.array([1]))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:, 1:]), second, whole)
+    assert asked == [2], "of a TA update and of the generator's"
 
 
 def test_the_empty_prompt_is_the_last_row_of_the_table(bench):

@@ -45,7 +45,8 @@ def test_captions_are_ragged_rows_of_the_table(settings):
     recipe = recipe_of(settings | {"data.dtype": "bfloat16"})
     batch, table = recipe.align({}).batch(1)["text"], recipe.task.conditions.everything["text"]
     empty = recipe.task.no_text().load()
-    assert batch["caption"].shape == (2, 2, tiny.MAX_LENGTH, 16) and batch["caption"].dtype == jnp.bfloat16
+    width = 32 if batch["length"].max() <= 32 else tiny.MAX_LENGTH
+    assert batch["caption"].shape == (2, 2, width, 16) and batch["caption"].dtype == jnp.bfloat16
     assert batch["length"].shape == (2, 2) and batch["length"].dtype == np.int32
     assert table["length"].tolist() == [11, 33, 6, 7, 14] and empty["length"].tolist() == [5]
     for row, length in zip(table["caption"], table["length"], strict=True):
@@ -53,6 +54,21 @@ def test_captions_are_ragged_rows_of_the_table(settings):
     assert np.any(empty["caption"])  # the empty prompt, not zeros
     exact = recipe_of(settings).task.conditions.everything["text"]["caption"]
     np.testing.assert_array_equal(table["caption"], exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.slow
+def test_a_caption_that_is_padded_less_gives_the_same_numbers(settings):
+    """The prediction, and its gradient for every parameter, pad tokens too: what lies beyond the widest caption is masked."""
+    task = recipe_of(settings).task
+    table, some = task.conditions, np.array([0, 2, 3])  # 11, 6 and 7 tokens of 33 that the widest has
+    assert table.rows(some, some)["text"]["caption"].shape[1] == 32 < table.rows(some)["text"]["caption"].shape[1]
+    params = task.backbone.base.load()
+    x, t = jax.random.normal(jax.random.key(0), (3, *task.backbone.event_shape)), jnp.array([0.1, 0.5, 0.9])
+    loss = lambda params, text: jnp.mean(task.backbone.network(params, x, t, text) ** 2)
+    narrow, wide = (
+        jax.jit(jax.value_and_grad(loss))(params, rows["text"]) for rows in (table.rows(some, some), table.rows(some))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), narrow, wide)
 
 
 def test_one_shared_base_trains_as_three_copies_do(settings, tmp_path):

@@ -92,10 +92,10 @@ def stop_at(recipe, step):
     def dying(products):
         stage = build(products)
 
-        def batch(n):
+        def batch(n, *rows):
             if n == step:
                 raise KeyboardInterrupt
-            return stage.batch(n)
+            return stage.batch(n, *rows)
 
         return type(stage)(**{**vars(stage), "batch": batch})
 

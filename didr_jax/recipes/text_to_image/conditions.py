@@ -1,7 +1,8 @@
 """Prompts as a text-to-image step takes them: embeddings from disk, or tokens that the step embeds itself.
 
 Each distinct prompt is embedded once, and so is the empty one.  Texts of many lengths (Z-Image's captions) are kept by
-length, in an entry of the cache for each of `SHORTEST`, twice as many, … tokens, and padded with zeros when they are used.
+length, in an entry of the cache for each of `SHORTEST`, twice as many, … tokens.  When they are used they are padded with
+zeros to the widest of those that are used together, so that a step has one of a few shapes.
 """
 
 import dataclasses
@@ -21,17 +22,18 @@ from didr_jax.types import PyTree, Weights
 
 SHORTEST = 32  # tokens of a text as it is kept, where texts are of many lengths
 LENGTH = "length"
+EVERY_WIDTH = np.zeros(0, int)  # among which nothing is: the widest that there can be
 
 Text = Mapping[str, np.ndarray]  # {name: [k, ...]} of k prompts
 
 
 class Conditions(Protocol):
-    """Of n prompts: `rows(which)` are those of some, `[len(which), ...]` for a batch."""
+    """Of n prompts: `rows(which, among)` are those of some, `[len(which), ...]`, as wide as all `among` which they are used."""
 
     @property
     def prompts(self) -> Sequence[str]: ...
 
-    def rows(self, which: np.ndarray) -> PyTree: ...
+    def rows(self, which: np.ndarray, among: np.ndarray | None = None) -> PyTree: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +43,20 @@ class PromptTable:
     Attributes:
       prompts: the n strings.
       place: of each prompt, and at last of the empty one, its row among the distinct ones, `[n + 1]`.
-      text: `rows [k] -> {name: [k, ...]}` of distinct prompts.
+      text: `(rows [k], among) -> {name: [k, ...]}` of distinct prompts, as wide as the widest of rows `among [n]`.
       tokens: of the rewards, a pytree of arrays whose rows are the distinct prompts.
     """
 
     prompts: Sequence[str]
     place: np.ndarray
-    text: Callable[[np.ndarray], Text]
+    text: Callable[[np.ndarray, np.ndarray], Text]
     tokens: PyTree
 
-    def rows(self, which: np.ndarray | slice) -> PyTree:
-        """Conditions `[len(which), ...]`: `{"text": …, "tokens": …}`."""
-        picked = self.place[:-1][which]
-        return {"text": dict(self.text(picked)), "tokens": jax.tree.map(lambda column: np.asarray(column[picked]), self.tokens)}
+    def rows(self, which: np.ndarray | slice, among: np.ndarray | None = None) -> PyTree:
+        """Conditions `[len(which), ...]`: `{"text": …, "tokens": …}`, as wide as those of the prompts `among [n]`; None: of all."""
+        picked, together = self.place[:-1][which], self.place[:-1][slice(None) if among is None else among]
+        text = self.text(picked, np.append(together, self.place[-1]))  # guidance's other branch is as wide
+        return {"text": dict(text), "tokens": jax.tree.map(lambda column: np.asarray(column[picked]), self.tokens)}
 
     @property
     def everything(self) -> PyTree:
@@ -62,8 +65,8 @@ class PromptTable:
 
     @property
     def empty(self) -> Text:
-        """The text `[1, ...]` of the empty prompt."""
-        return {name: np.array(column) for name, column in self.text(self.place[-1:]).items()}
+        """The text `[1, ...]` of the empty prompt, as wide as a text can be."""
+        return {name: np.array(column) for name, column in self.text(self.place[-1:], EVERY_WIDTH).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +78,7 @@ class PromptTokens:
     tokenize: Callable[[Sequence[str]], Text]
     tokens: PyTree
 
-    def rows(self, which: np.ndarray) -> PyTree:
+    def rows(self, which: np.ndarray, among: np.ndarray | None = None) -> PyTree:
         """Conditions `[len(which), ...]`: `{"prompt": …, "tokens": …}`."""
         picked = self.place[:-1][which]
         prompts = self.tokenize([self.prompts[i] for i in which.tolist()])
@@ -131,8 +134,9 @@ def prompt_table(
 
 def _remembering(encoder: TextEncoder) -> TextEncoder:
     """The encoder, whose weights are read once, and held as long as it is."""
-    fill = functools.cache(lambda: encoder.weights.load())
-    return dataclasses.replace(encoder, weights=dataclasses.replace(encoder.weights, fill=lambda shapes, places: fill()))
+    fill = functools.cache(encoder.weights.load)
+    weights = dataclasses.replace(encoder.weights, fill=lambda shapes, places: fill(places))
+    return dataclasses.replace(encoder, weights=weights)
 
 
 def _measuring(encoder: TextEncoder) -> TextEncoder:
@@ -142,13 +146,13 @@ def _measuring(encoder: TextEncoder) -> TextEncoder:
     return text_encoder(Weights.join({}), encoder.tokenize, lambda params, tokens: {LENGTH: length(tokens)})
 
 
-def _of_one_length(arrays: Text) -> Callable[[np.ndarray], Text]:
-    return lambda rows: {name: np.asarray(column[rows]) for name, column in arrays.items()}
+def _of_one_length(arrays: Text) -> Callable[[np.ndarray, np.ndarray], Text]:
+    return lambda rows, among: {name: np.asarray(column[rows]) for name, column in arrays.items()}
 
 
 def _by_length(
     each: Sequence[str], lengths: np.ndarray, longest: int, encoder: Callable[[], TextEncoder], embedded: Callable[..., Text]
-) -> Callable[[np.ndarray], Text]:
+) -> Callable[[np.ndarray, np.ndarray], Text]:
     """The text of rows of `each`, from an entry for each width; `lengths [n]`, of which none is above `longest`."""
     doublings = np.ceil(np.log2(np.maximum(lengths, SHORTEST) / SHORTEST)).astype(int)
     widths = np.minimum(SHORTEST * 2**doublings, longest)
@@ -160,12 +164,15 @@ def _by_length(
         cut = lambda width=width: _cut(encoder(), width)
         entries[width] = embedded(f"width {width}", [each[i] for i in members.tolist()], cut)
 
-    def text(rows: np.ndarray) -> Text:
+    def text(rows: np.ndarray, among: np.ndarray) -> Text:
         found: dict[str, np.ndarray] = {}
+        widest = widths[among].max() if len(among) else longest
         for width, arrays in entries.items():
             here = np.flatnonzero(widths[rows] == width)
+            if width > widest:
+                continue
             for name, column in arrays.items():
-                tail = (longest, *column.shape[2:]) if column.ndim > 1 else column.shape[1:]
+                tail = (widest, *column.shape[2:]) if column.ndim > 1 else column.shape[1:]
                 whole = found.setdefault(name, np.zeros((len(rows), *tail), column.dtype))
                 picked = np.asarray(column[inside[rows[here]]])
                 whole[(here, slice(width)) if column.ndim > 1 else here] = picked

@@ -202,16 +202,14 @@ class TextToImage(Recipe):
     def _stage(self, config, networks: Networks) -> Stage:
         task = self.task
 
-        def conditions(rng, rows):
-            return task.conditions.rows(rng.integers(len(task.prompts), size=rows))
-
         return game_stage(
             "align",
             config,
             networks=networks,
             generator=task.start("generator"),
             ta=task.start("ta"),
-            conditions=conditions,
+            conditions=lambda rng, n: rng.integers(len(task.prompts), size=n),
+            read=lambda some, drawn: task.conditions.rows(some, drawn),  # not before: it may have to embed all prompts
             condition_shapes=self._condition_shapes() if task.planning else None,
             frozen=task.frozen(),
             recompute_steps=recompute.recomputes_steps(config.network.remat),

@@ -132,7 +132,11 @@ class Task:
 
     def networks(self) -> Networks:
         def unconditional(frozen, c):
-            spread = lambda empty, like: jnp.broadcast_to(empty, like.shape).astype(like.dtype)
+            def spread(empty, like):
+                """A caption as wide as those beside it: what it loses are rows that do not count."""
+                cut = empty[(slice(None), *(slice(n) for n in like.shape[1:]))]
+                return jnp.broadcast_to(cut, like.shape).astype(like.dtype)
+
             return c | {"text": jax.tree.map(spread, frozen["no_text"], c["text"])}
 
         def reward(only=None):
