@@ -10,6 +10,7 @@ those whose cache is a folder of their own write a copy there.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import math
 import os
@@ -127,13 +128,14 @@ def _build(
         at = min(int(done) for done in heard("" if writer is None else str(writer.done)) if done)
         what = f"{len(prompts) - at:,} of {len(prompts):,} prompts" if at else f"{len(prompts):,} prompts"
         say(f"embedding {what} into {entry}")
-        agreed(lambda: writer and _require_room(entry, encoder.shapes, len(prompts) - writer.done, dtype), KINDS)
+        written = lambda work: agreed(lambda: work(writer) if writer else None, KINDS)
+        written(lambda writer: _require_room(entry, encoder.shapes, len(prompts) - writer.done, dtype))
         for found in embedded(prompts[at:], encoder, batch_size) if at < len(prompts) else ():
             n = len(next(iter(found.values())))
             rows = {name: _stored(name, values, dtype, prompts[at : at + n]) for name, values in found.items()}
-            agreed(lambda rows=rows, at=at: writer and _add(writer, rows, at, entry), KINDS)
+            written(functools.partial(_add, entry=entry, rows=rows, at=at))
             at += n
-        agreed(lambda: writer and _publish(writer, entry), KINDS)
+        written(functools.partial(_publish, entry=entry))
     if lacking[jax.process_index()] and writer is None:
         waited = time.monotonic()
         while not entry.exists() and time.monotonic() - waited < PATIENCE:
