@@ -84,12 +84,13 @@ def test_an_adapted_layer_is_pinned_with_its_adapter_added():
         assert str(program).count("dot_general") == str(jax.make_jaxpr(TOWER.apply)(PARAMS, pixels(8))).count("dot_general") + 2
 
 
-def test_text_and_pictures_of_the_host_are_judged_by_each_process_alone(tmp_path):
-    """Their arrays are a process's own: a program of all processes would give each of them a part of the answer."""
+def test_the_runs_mesh_has_no_part_in_embedding_text_and_in_judging_pictures_of_the_host(tmp_path):
+    """Text is spread over all devices by a mesh of its own.  Pictures are a process's own: a program of all processes would
+    give each of them a part of the answer."""
     seen = []
 
     def network(params, *inputs):
-        seen.append(jax.sharding.get_abstract_mesh().empty)
+        seen.append(jax.sharding.get_abstract_mesh().axis_names)
         return inputs[-1]["ids"][:, 0]
 
     nothing, tokens = Weights({}, lambda shapes, shardings: {}), lambda prompts: {"ids": np.zeros((len(prompts), 2), np.int32)}
@@ -102,7 +103,7 @@ def test_text_and_pictures_of_the_host_are_judged_by_each_process_alone(tmp_path
         cached(tmp_path / "cache", "key", ["a cat"], lambda: encoder, say=str)
         score_folder(tmp_path, tmp_path / "prompts.jsonl", [reward])
         assert jax.sharding.get_mesh() == mesh
-    assert seen == [True, True]
+    assert seen == [("rows",), ()]
 
 
 # ------------------------------------------------------------------------------------- partitioned programs
