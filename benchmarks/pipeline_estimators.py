@@ -142,11 +142,9 @@ def main(_argv) -> None:
         about = {"t": level, "kept": float(share.mean()), "reward_std": float(spread.mean())}
         rows.append(about | {"estimators": found})
         tilt = networks.schedule.sigma(t) ** 2 / networks.schedule.alpha(t)
-        print(
-            f"\n### t = {level:g}: weights keep {about['kept']:.2f} of the samples, r varies by {about['reward_std']:.2f}, ",
-            end="",
-        )
-        print(f"‖tilt‖ {float(tilt[0]) * np.sqrt(max(total(drs[0], drs[1]), 0) / _ROWS.value):.2f}\n")
+        length = float(tilt[0]) * np.sqrt(max(total(drs[0], drs[1]), 0) / _ROWS.value)
+        kept = f"weights keep {about['kept']:.2f} of the samples"
+        print(f"\n### t = {level:g}: {kept}, r varies by {about['reward_std']:.2f}, ‖tilt‖ {length:.2f}\n")
         print("| estimator | slope | cosine | rms |\n|---|--:|--:|--:|")
         for name, figures in found.items():
             print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in figures.values()) + " |", flush=True)

@@ -225,8 +225,10 @@ def _run(_argv: list[str]) -> None:
             told_of = redacted(config.to_dict())
             log = RunLog(workdir, config.log if mode == "train" else None, told_of)  # what only reads opens no tracker
             held.callback(log.close)
-            for line in (*(claims[0].news() if claims else ()), *([kept] if kept and mode == "train" else [])):
+            for line in claims[0].news() if claims else ():
                 log.say(line)
+            if kept and mode == "train":
+                log.say(kept)
             record = claims[0].record if claims else _nothing
             name = told_by_first(claims[0].about[RUN] if claims else "")
             redraw = Rewriting(workdir, log.say) if is_first_process() else None

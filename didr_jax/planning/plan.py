@@ -85,8 +85,8 @@ class Plan:
     @property
     def communication(self) -> Communication | None:
         """Of a device in a step; None: not known."""
-        known = self.collectives is not None and self.machine.island is not None
-        return communication(self.collectives or (), self.machine.island) if known and self.machine.island else None
+        collectives, island = self.collectives, self.machine.island
+        return None if collectives is None or island is None else communication(collectives, island)
 
     @property
     def fits(self) -> bool | None:
@@ -131,11 +131,8 @@ def make_plan(stage: Stage, config, machine: Target, operations: Operations | No
         not installed.
     """
     only_shapes = config.compile.only_shapes
-    mesh: Any  # abstract, or of devices that may not be here
-    if only_shapes:
-        mesh = AbstractMesh(tuple(mesh_sizes(config.mesh, machine.size)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    else:
-        mesh = make_mesh(config.mesh, machine.devices())
+    # of devices that may not be here
+    mesh: Any = _abstract_mesh(config, machine) if only_shapes else make_mesh(config.mesh, machine.devices())
     check_batches(config, mesh)
     arguments: Any = _placed(stage, config, mesh)
     parts = _bytes_of(arguments)
@@ -174,8 +171,11 @@ def make_plan(stage: Stage, config, machine: Target, operations: Operations | No
 
 def held_parts(stage: Stage, config, machine: Target) -> dict[str, int]:
     """{name: bytes per device} of all that lives between steps, by shapes alone."""
-    mesh = AbstractMesh(tuple(mesh_sizes(config.mesh, machine.size)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return _bytes_of(_placed(stage, config, mesh))
+    return _bytes_of(_placed(stage, config, _abstract_mesh(config, machine)))
+
+
+def _abstract_mesh(config, machine: Target) -> AbstractMesh:
+    return AbstractMesh(tuple(mesh_sizes(config.mesh, machine.size)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _bytes_of(placed: tuple[PyTree, PyTree, PyTree]) -> dict[str, int]:

@@ -119,8 +119,8 @@ def _loop(
 
     def look(done: int, metrics: dict) -> str | None:
         """Logs the figures of a step if it is their turn; says why to stop, if it is time to."""
-        metrics, streak = known.of_this_step(metrics), int(metrics["streak"])
-        dropped.count(metrics)
+        streak = int(metrics["streak"])
+        dropped.count(known.of_this_step(metrics))
         if done % config.log.every == 0 or done in (first + 1, stage.steps):
             progress.report(done, _floats(metrics), {name: rate(done - 1) for name, rate in stage.rates.items()})
             for line in dropped.warnings(_floats(metrics)):
@@ -173,14 +173,14 @@ def _loop(
             _check_best(config.checkpoint.best, known.of_this_step(metrics), stage, label, run.log)
         asked = stop.poll()
         if done % config.checkpoint.every == 0 or last or asked or trouble or (stops and found):
-            figures = _floats(known.of_this_step(metrics)) | found if config.checkpoint.best or stops else None
+            figures = _floats(metrics) | found if config.checkpoint.best or stops else None
             saves.save(done, stage.split(state), figures, note=trouble or "")
         if trouble or hacked or (asked and not last):
             window.close(state)
             saves.wait()
             if hacked:
                 message = f"{hacked}; {_kept(alarm.best_step, saves)}"
-                write_stopped(run.workdir, stage.name, done, _floats(known.of_this_step(metrics)) | found, message)
+                write_stopped(run.workdir, stage.name, done, _floats(metrics) | found, message)
             if run.redraw and (hacked or trouble):
                 run.redraw(True)
             if hacked:
@@ -200,7 +200,8 @@ def _claim(run: Run, stage: str, step: int) -> None:
 
 
 def _floats(metrics: dict) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if name != "streak"}
+    """The figures that were measured."""
+    return {name: float(value) for name, value in known.of_this_step(metrics).items() if name != "streak"}
 
 
 def _asked(label: str, done: int) -> str:

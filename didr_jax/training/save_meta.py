@@ -9,7 +9,7 @@ note      why the run stopped here, if it did so for a fault
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from didr_jax.training.digests import describe, digests
@@ -32,9 +32,9 @@ def code_version() -> str:
 
 def said_of(step: int, origin: Mapping[str, Any], items: Mapping[str, PyTree], note: str = "") -> dict[str, Any]:
     """The meta of a save."""
-    of_each: Callable = lambda describe: {name: describe(tree) for name, tree in items.items()}
-    meta = {"format": FORMAT, "step": step, **origin, "leaves": of_each(describe), "digests": of_each(digests)}
-    return meta | ({"note": note} if note else {})
+    leaves = {name: describe(tree) for name, tree in items.items()}
+    told = {name: digests(tree) for name, tree in items.items()}
+    return {"format": FORMAT, "step": step, **origin, "leaves": leaves, "digests": told} | ({"note": note} if note else {})
 
 
 def require_format(meta: Mapping[str, Any], path: str) -> None:

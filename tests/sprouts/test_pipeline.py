@@ -11,7 +11,7 @@ import pytest
 
 from didr_jax.recipes.sprouts.pipeline import PROMPTS
 from didr_jax.recipes.text_to_image.export import ADAPTER
-from tests.text_to_image.runs import run
+from tests.text_to_image.runs import run, trained_and_exported
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("dicebear", reason="draws with dicebear-core, dicebear-styles, resvg-py (requirements-dev.txt)")
@@ -32,10 +32,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(root):
     """The folder of a pipeline from the first two commands, and what its report said."""
-    settings = SHORT | {"data.cache": str(root / "album")}
-    for mode in ("train", "export"):
-        run("sprouts_pipeline", settings, root / "pipeline", f"--mode={mode}", cache=root / "compiled")
-    return root / "pipeline" / "export", json.loads((root / "pipeline" / "summary.json").read_text())
+    return trained_and_exported("sprouts_pipeline", SHORT | {"data.cache": str(root / "album")}, root)
 
 
 def test_a_few_hundred_steps_learn_what_they_can(exported):

@@ -14,7 +14,7 @@ import torch
 from didr_jax.recipes.sprouts.families.sdxl import SDXL
 from didr_jax.text.clip import clip_encoder
 from didr_jax.weights.clip import load_text
-from tests.text_to_image.runs import run
+from tests.text_to_image.runs import run, trained_and_exported
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("dicebear", reason="draws with dicebear-core, dicebear-styles, resvg-py (requirements-dev.txt)")
@@ -39,10 +39,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(root):
     """The folder from the first two commands, and what its report said."""
-    settings = SHORT | {"data.cache": str(root / "album")}
-    for mode in ("train", "export"):
-        run("sprouts_sdxl_pipeline", settings, root / "pipeline", f"--mode={mode}", cache=root / "compiled")
-    return root / "pipeline" / "export", json.loads((root / "pipeline" / "summary.json").read_text())
+    return trained_and_exported("sprouts_sdxl_pipeline", SHORT | {"data.cache": str(root / "album")}, root)
 
 
 def drawn(pipeline, prompts, **settings):

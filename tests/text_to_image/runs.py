@@ -1,5 +1,6 @@
 """How the tests of text-to-image recipes run them: as a user does, in this process, and into refusals."""
 
+import json
 import os
 import socket
 import subprocess
@@ -76,6 +77,14 @@ def run(*arguments, **more):
     result = start_run(*arguments, **more)
     assert result.returncode == 0, result.stderr
     return result
+
+
+def trained_and_exported(name, settings, root):
+    """A pipeline of sprouts, by its first two commands in `root`: the folder that was exported, and what the report said."""
+    workdir = root / "pipeline"
+    for mode in ("train", "export"):
+        run(name, settings, workdir, f"--mode={mode}", cache=root / "compiled")
+    return workdir / "export", json.loads((workdir / "summary.json").read_text())
 
 
 # run.py, which at its end tells every file that Python opened.

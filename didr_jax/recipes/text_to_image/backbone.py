@@ -1,5 +1,6 @@
 """What a text-to-image recipe asks of the model that it trains; one subclass a family of models."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from didr_jax.few_step import FewStep
 from didr_jax.models.published import PIPELINES
 from didr_jax.models.tiny_vae import TinyVAEConfig
 from didr_jax.models.vae import VAEConfig
-from didr_jax.recipes.text_to_image.latents import REWARD_VAE, ImageSide, image_side, latent_shape, tiny_image_side
+from didr_jax.recipes.text_to_image.latents import REWARD_VAE, ImageSide, decoding, image_side, latent_shape, tiny_image_side
 from didr_jax.schedules import Schedule
 from didr_jax.text.encoder import TextEncoder
 from didr_jax.types import Array, InputError, PyTree, Weights
@@ -162,7 +163,7 @@ class Backbone:
         """What rewards are differentiated through: the decoder in `network.reward_vae_dtype`, or a tiny one."""
         knobs = self.config.network
         if not knobs.reward_vae:
-            return image_side(self.config, self.architecture("vae"), self.opened("vae"), knobs.reward_vae_dtype)
+            return dataclasses.replace(self.image, apply=decoding(knobs, self.image.arch, knobs.reward_vae_dtype))
         path, variant = Path(knobs.reward_vae), self.config.weights.variant or None
         if not self.given:
             raw = PIPELINES[self.config.compile.pipeline]["reward_vae"]

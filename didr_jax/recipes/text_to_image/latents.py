@@ -49,12 +49,21 @@ class ImageSide(Generic[Arch]):
         return self.apply(frozen[self.name], self.arch.unscale(x0)).astype(jnp.float32)
 
 
-def image_side(config, raw: Mapping[str, Any], opened: Callable[[], Tensors], compute: str = "") -> ImageSide[VAEConfig]:
+def decoding(knobs, arch: VAEConfig, dtype: str) -> Callable[[PyTree, Array], Array]:
+    """The `apply` of a pipeline's VAE that computes in `dtype`; `knobs`: `config.network`."""
+    vae = _network(knobs, arch, dtype)
+    return lambda params, raw: vae.apply({"params": params}, raw, method="decode")
+
+
+def _network(knobs, arch: VAEConfig, dtype: str) -> AutoencoderKL:
+    return AutoencoderKL(arch, backend=knobs.vae_attention, remat=knobs.vae_remat, dtype=jnp.dtype(dtype))
+
+
+def image_side(config, raw: Mapping[str, Any], opened: Callable[[], Tensors]) -> ImageSide[VAEConfig]:
     """The VAE of a pipeline.
 
     Args:
       config: for `network.vae_…`.
-      compute: dtype of the computation; empty: that of the parameters, `network.vae_dtype`.
       raw: its `config.json`.
       opened: opens its tensors, in diffusers' names or those of single files.
 
@@ -63,8 +72,8 @@ def image_side(config, raw: Mapping[str, Any], opened: Callable[[], Tensors], co
     """
     knobs = config.network
     require_choice("network.vae_attention", knobs.vae_attention, BACKENDS)
-    arch, dtype = VAEConfig.from_json(raw), jnp.dtype(knobs.vae_dtype)
-    vae = AutoencoderKL(arch, backend=knobs.vae_attention, remat=knobs.vae_remat, dtype=jnp.dtype(compute or dtype))
+    arch = VAEConfig.from_json(raw)
+    vae = _network(knobs, arch, knobs.vae_dtype)
     image = jax.ShapeDtypeStruct((1, arch.factor, arch.factor, arch.in_channels), jnp.float32)
     latent = jax.ShapeDtypeStruct((1, 1, 1, arch.latent_channels), jnp.float32)
     with building("AutoencoderKL"):
@@ -73,9 +82,9 @@ def image_side(config, raw: Mapping[str, Any], opened: Callable[[], Tensors], co
     table = lambda tensors: ldm_vae_table(arch) if "encoder.mid.block_1.conv1.weight" in tensors else VAE_TABLE
     part = lambda tensors: [*NO_ENCODER, *table(tensors)]
     where = "config.weights.base: vae"
-    weights = weights_of(opened, part, decoders, where=where).cast(dtype)
-    apply = lambda params, raw: vae.apply({"params": params}, raw, method="decode")
-    return ImageSide(arch, weights, apply, whole=weights_of(opened, table, shapes, where=where))
+    weights = weights_of(opened, part, decoders, where=where).cast(knobs.vae_dtype)
+    whole = weights_of(opened, table, shapes, where=where)
+    return ImageSide(arch, weights, decoding(knobs, arch, knobs.vae_dtype), whole=whole)
 
 
 def tiny_image_side(config, raw: Mapping[str, Any], opened: Callable[[], Tensors], full: VAEConfig) -> ImageSide[TinyVAEConfig]:
