@@ -130,7 +130,8 @@ def main(_argv) -> None:
         log, early = RunLog(base), config.copy_and_resolve_references()
         with early.unlocked():
             early.stages = config.stages[:-1]
-        train(recipes.build(early), begin(early, base, log))
+        if early.stages:  # a recipe that begins from a folder has none before `align`
+            train(recipes.build(early), begin(early, base, log))
         for label, changes in variants(_SWEEP.value):
             variant = config.copy_and_resolve_references()
             with variant.unlocked():
