@@ -33,6 +33,8 @@ from matched_reward import Drawn, Measures, Trained, report, resampled
 from ml_collections import config_flags
 
 from didr_jax import recipes
+from didr_jax.diffused_reward import resolve
+from didr_jax.objectives import OBJECTIVES
 from didr_jax.recipes.sprouts import judging
 from didr_jax.recipes.text_to_image.report import PromptJudge, initial, trained
 from didr_jax.sampling import denoise
@@ -138,8 +140,10 @@ def main(_argv) -> None:
             return painter().generator(trained(recipes.build(config).task, painter().frozen, products, run))
 
         drawn = kept(os.path.join(workdir, f"drawn-{_DRAWS.value}-{step}.npz"), draw)
-        align, base = config.align, _CONFIG.value.align
-        label = align.objective + ("" if align.estimator == base.estimator else f"@{align.estimator}")
+        align = config.align
+        label = align.objective
+        if OBJECTIVES[label].estimates:
+            label += f"@{resolve(align.estimator, decoded=True)}"
         runs.append(Trained(label, align.beta, step, config.seed, drawn))
         print(workdir, step, json.dumps(measure(drawn)), flush=True)
     rng = np.random.default_rng(0)

@@ -10,8 +10,8 @@ On a pipeline of your own (configs/sprouts_pipeline.py): --config=configs/sprout
 
 import ml_collections
 
-from didr_jax.config import game
 from didr_jax.recipes.sprouts.knobs import MUON, ONE_STEP, SHIPPED, cheerful, small_zimage
+from didr_jax.recipes.text_to_image.knobs import aligned
 
 
 def get_config(folder: str = str(SHIPPED)) -> ml_collections.ConfigDict:
@@ -20,11 +20,9 @@ def get_config(folder: str = str(SHIPPED)) -> ml_collections.ConfigDict:
 
     cheerful(config, folder)
 
-    config.align = game(steps=100, lr=4e-4, batch_size=32)
+    config.align = aligned(steps=100, lr=4e-4, batch_size=32)
     config.align.ta_updates = 2
     config.align.ta_weighting = "velocity"
-    config.align.estimator = "own"  # goes further than conjugate in as many steps, at two thirds of its cost (docs/sprouts.md)
-    config.align.guard = False  # it would take away the pull at high noise, which a batch needs
     config.align.beta = 0.5  # p* has .90 cheerful faces where the data has .55
     config.align.ema = 0.98
     config.align.ta_optimizer.lr = 1e-3

@@ -13,8 +13,7 @@ whose it is.
 
 import ml_collections
 
-from didr_jax.config import game
-from didr_jax.recipes.text_to_image.knobs import text_to_image
+from didr_jax.recipes.text_to_image.knobs import aligned, text_to_image
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -33,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.network.ta = "lora"
     config.lora.layers = (r"attention/to_(q|k|v|out)$",)
 
-    config.align = game(steps=10_000, lr=3e-5, batch_size=32)  # lr: RTDMD, TDM-R1
+    config.align = aligned(steps=10_000, lr=3e-5, batch_size=32)  # lr: RTDMD, TDM-R1
     config.align.guidance = 5.0  # ZImagePipeline's guidance_scale is 4 for the same thing
     config.align.ta_weighting = "velocity"
     config.align.ta_t_max = 1.0

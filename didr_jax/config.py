@@ -67,7 +67,7 @@ def game(steps: int, lr: float, batch_size: int = 64) -> ml_collections.ConfigDi
         tilt_t0=0.5,  # of the others: the time above which only the layout of an image is seen
         tilt_anchor=2.0,  # of anchored: how many times more the generator is held to the reference there; 0: global
         # of the diffused reward score: a key of didr_jax.diffused_reward.ESTIMATORS, or
-        estimator="auto",  # auto: conjugate, or covariance where the reward is a black box (diffused_reward.resolve)
+        estimator="auto",  # auto: conjugate; own where the reward looks through a decoder; covariance where it has no gradient
         num_steps=1,  # K: denoiser evaluations per short denoising
         num_samples=1,  # N: short denoisings per estimate, for the estimators that sample
         stochasticity=1.0,  # eta of their denoising: 0 deterministic, 1 ancestral

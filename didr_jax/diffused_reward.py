@@ -76,9 +76,17 @@ ESTIMATORS: dict[str, Estimator] = {
 }  # fmt: skip
 
 
-def resolve(name: str, differentiable: bool = True) -> str:
-    """An estimator's name: the one place that says what "auto" is, on the evidence of docs/estimators.md."""
-    return name if name != "auto" else "conjugate" if differentiable else "covariance"
+def resolve(name: str, differentiable: bool = True, decoded: bool = False) -> str:
+    """An estimator's name: the one place that says what "auto" is, on the evidence of docs/estimators.md.
+
+    Args:
+      name: a key of `ESTIMATORS`, or "auto".
+      differentiable: whether the reward has a gradient.
+      decoded: whether it looks at what a decoder makes of x0, so that a gradient costs more than the estimator's evaluations.
+    """
+    if name != "auto":
+        return name
+    return "covariance" if not differentiable else "own" if decoded else "conjugate"
 
 
 def estimator_of(estimate: Estimate) -> Estimator:

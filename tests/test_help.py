@@ -21,7 +21,7 @@ def test_meanings_are_the_comments_beside_the_knobs():
     said = meanings(runpy.run_path(path)["get_config"](), path)
     assert said["align.beta"].startswith("temperature of the tilt") and said["align.steps"] == "generator updates"
     assert said["align.ta_optimizer.lr"].startswith("peak learning rate") and said["log.every"].startswith("steps between lines")
-    assert said["align.estimator"].startswith("auto: conjugate, or covariance where"), "of the lines above"
+    assert said["align.estimator"].startswith("auto: conjugate; own where"), "of the lines above"
     assert said["align.guidance"].startswith("classifier-free guidance"), "not the source of the recipe's number"
     assert said["rewards.hps"].startswith("HPSv2.1") and said["rewards.weights.hps"] == "in the mix"
 

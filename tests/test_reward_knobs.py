@@ -154,7 +154,8 @@ def test_a_black_box_is_for_objectives_that_do_not_differentiate_it():
     smooth = open_mix(section(**REDNESS, custom_differentiable=True), None)
     black = open_mix(section(**REDNESS), None)
     for name, objective in OBJECTIVES.items():
-        assert resolve_estimator(align(name), smooth).estimator == resolve_estimator(align(name), None).estimator
+        assert resolve_estimator(align(name), smooth).estimator == "own", "of a reward behind a decoder"
+        assert resolve_estimator(align(name), None).estimator == "own"
         if objective.differentiates_reward:
             with pytest.raises(InputError, match="custom has no gradient"):
                 resolve_estimator(align(name), black)

@@ -104,6 +104,13 @@ def text_to_image() -> ml_collections.ConfigDict:
     return config
 
 
+def aligned(steps: int, lr: float, batch_size: int) -> ml_collections.ConfigDict:
+    """The knobs of `align`, whose reward looks through a decoder (docs/estimators.md, "On a whole pipeline")."""
+    config = game(steps, lr, batch_size)
+    config.guard = False  # it would take away the pull at high noise, which a batch needs
+    return config
+
+
 def benchmark() -> ml_collections.ConfigDict:
     """Of --mode=benchmark: a prompt set, its pictures, its tables (docs/benchmarks.md)."""
     section = ml_collections.ConfigDict()
@@ -139,7 +146,7 @@ def stable_diffusion(pipeline: str, lr: float) -> ml_collections.ConfigDict:
     config.network.cross_attention = "xla"  # to the text: as network.attention
     config.lora.layers = (r"attn[12]/to_(q|k|v|out)$",)
 
-    config.align = game(steps=10_000, lr=lr, batch_size=128)  # steps [ours], the rest [DMD2]
+    config.align = aligned(steps=10_000, lr=lr, batch_size=128)  # steps [ours], the rest [DMD2]
     config.align.ta_weighting = "eps"  # [DMD2]
     config.align.ta_t_min = 0.0  # timesteps 0 to 999 [DMD2]
     config.align.beta = 0.1  # [ours] in units of the mix: bring the logged pull_to_divergence to 0.1-1

@@ -87,9 +87,9 @@ def resolve_estimator(section, mix: RewardMix | None):
     """
     section = section.copy_and_resolve_references()
     if mix is None or mix.differentiable:
-        section.estimator = resolve(section.estimator, True)
+        section.estimator = resolve(section.estimator, True, decoded=True)
         return section
-    section.estimator = resolve(section.estimator, False)
+    section.estimator = resolve(section.estimator, False, decoded=True)
     objective = OBJECTIVES[section.objective]
     if objective.differentiates_reward:
         mix.require_gradient(section.objective)
