@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from didr_jax.checks import require_choice
+from didr_jax.checks import listed, require_choice
 from didr_jax.few_step import FewStep
 from didr_jax.types import InputError
 from didr_jax.weights.folder import part_json
