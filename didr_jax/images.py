@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 MOST_PIXELS = 2**27  # 11,585 squared: 400 MB as RGB
+# Modes of at most 8 bits a value, which Pillow makes RGB of by itself; grey of more it cuts off at 255.
+SHALLOW = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_BITS, _WHITE_IS = 258, 262  # tags of TIFF
 
 
 @contextlib.contextmanager
@@ -56,11 +59,28 @@ def opened(source: str | os.PathLike | bytes) -> Iterator["Image"]:
 def read_rgb(path: str | os.PathLike | bytes) -> np.ndarray:
     """A file, or what it holds -> uint8 `[h, w, 3]`; transparency is dropped, as the metrics' and rewards' own code does.
 
+    Grey of 9 to 16 bits is brought to 8, white to white (Pillow's own conversion makes nearly all of it white).
+
     Raises:
-      InputError: as `opened`.
+      InputError: as `opened`; or values whose range the file does not say.
     """
     with opened(path) as image:
-        return np.asarray(image.convert("RGB"))
+        if image.mode in SHALLOW:
+            return np.asarray(image.convert("RGB"))
+        black, white = _ends(image)
+        grey = (np.asarray(image, np.float32) - black) * (255 / (white - black))
+        return np.repeat(np.rint(np.clip(grey, 0, 255)).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def _ends(image: "Image") -> tuple[int, int]:
+    """The values of black and white in a grey picture of more than 8 bits; raises ValueError where nobody knows."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF; PNG and PPM have 16 bits here
+    if image.mode == "F" or (image.mode == "I" and tags) or image.mode[0] != "I":
+        raise ValueError(
+            f"its values, Pillow's mode {image.mode}, have no range that is known; save it with 8 or 16 bits a value"
+        )
+    white = 2 ** int(tags.get(_BITS, (16,))[0]) - 1
+    return (white, 0) if tags.get(_WHITE_IS) == 0 else (0, white)
 
 
 def size_of(path: str | os.PathLike | bytes) -> tuple[int, int]:

@@ -46,16 +46,21 @@ def init(key: PRNGKey, params: PyTree, patterns: Iterable[str], rank: int, dtype
       those that a scan stacked.
 
     Raises:
-      InputError: a pattern matches no dense layer, or a layer that is not dense (a convolution).
+      InputError: no pattern, or one that is none, matches no dense layer, or matches one that is not dense (a convolution).
     """
     kernels = {path[:-1]: leaf.shape for path, leaf in flatten_dict(params).items() if path[-1] == KERNEL}
     chosen: set[tuple[str, ...]] = set()
     for pattern in patterns:
-        found = [path for path in kernels if re.search(pattern, "/".join(path))]
+        try:
+            found = [path for path in kernels if re.search(pattern, "/".join(path))]
+        except (re.error, TypeError) as error:
+            raise InputError(f"LoRA: pattern {pattern!r} is no regular expression ({error})") from None
         if not found:
             some = ", ".join("/".join(path) for path in list(kernels)[:: max(1, len(kernels) // 3)])
             raise InputError(f"LoRA: pattern {pattern!r} matches no layer; layers are named like {some}")
         chosen.update(found)
+    if not chosen:
+        raise InputError("LoRA: no pattern is given, so that nothing would be trained; name layers, for example attn")
     lora = {}
     for i, path in enumerate(sorted(chosen)):
         *stack, features_in, features_out = kernels[path]

@@ -191,6 +191,13 @@ def test_refusals(setup):
     params, lora, x = setup
     with pytest.raises(InputError, match="'attn1/to_q' matches no layer; layers are named like .*/"):
         lora_lib.init(jax.random.key(0), params, ["attn1/to_q"], 2)
+    for patterns, says in (
+        (["("], r"'\(' is no regular expression"),
+        ([3], "3 is no regular expression"),
+        ([], "no pattern is given"),
+    ):
+        with pytest.raises(InputError, match=says):
+            lora_lib.init(jax.random.key(0), params, patterns, 2)
     with pytest.raises(InputError, match="conv is a convolution"):
         lora_lib.init(jax.random.key(0), {"conv": {"kernel": jnp.zeros((3, 3, 4, 4))}}, ["conv"], 2)
     with pytest.raises(InputError, match=r"x_embedder \(16 to 24\) does not fit"):

@@ -155,6 +155,8 @@ def test_a_folder_of_peft_or_diffusers(tmp_path):
     write(tmp_path / "pytorch_lora_weights.safetensors", named("diffusers"))
     assert len(kernel_update(tmp_path)) == 3
     (tmp_path / "pytorch_lora_weights.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="no adapter_config.json beside it, which is where peft keeps alpha"):
+        kernel_update(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 1}))
     half = kernel_update(tmp_path)[f"{PLACE}.transformer_blocks.0.attn2.to_q"]
     np.testing.assert_allclose(half, Q[0][1] @ Q[0][0] / 2, rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -84,3 +85,10 @@ def test_a_reward_of_ones_own_that_fails_is_named_by_its_key(my_rewards):
         try_out("my_rewards:nowhere", False, (4, 4), ["a"], "custom3")
     with pytest.raises(InputError, match="config.rewards.custom3: 'my_rewards:warmth' fails on images"):
         try_out("my_rewards:warmth", False, (4,), ["a"], "custom3")
+
+
+@pytest.mark.parametrize("scores", [["1", "2"], [1j, 2], [None, 1.0]])
+def test_a_black_box_that_returns_no_real_numbers_is_refused_before_the_run(scores, monkeypatch):
+    monkeypatch.setitem(sys.modules, "odd_reward", types.SimpleNamespace(of=lambda images, prompts: scores))
+    with pytest.raises(InputError, match="config.rewards.custom: 'odd_reward:of' returned .*, not real numbers"):
+        try_out("odd_reward:of", False, (4, 4), ["a", "b"])

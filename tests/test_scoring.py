@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from didr_jax.rewards import RewardModel
+from didr_jax.rewards.kept import Kept
 from didr_jax.rewards.scoring import read_image, read_pairs, score_folder
 from didr_jax.text.tokens import utf8
 from didr_jax.types import InputError, Weights
@@ -75,6 +76,53 @@ def test_image_range(folder):
     x = read_image(folder / "0.png")
     assert x.shape == (8, 3, 3) and x.dtype == np.float32
     np.testing.assert_array_equal(x[..., 0], -1)
+
+
+DEEP = np.linspace(0, 65535, 12).astype(np.uint16).reshape(3, 4)
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey.tiff", "grey.pgm"])
+def test_grey_of_sixteen_bits_is_the_picture_that_it_shows(tmp_path, name):
+    Image.fromarray(DEEP).save(tmp_path / name)
+    np.testing.assert_allclose(read_image(tmp_path / name)[..., 1], DEEP / 32767.5 - 1, atol=1 / 255)
+
+
+@pytest.mark.parametrize("values", [DEEP.astype(np.int32), DEEP / np.float32(65535)])
+def test_values_whose_range_nobody_knows_are_refused(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "grey.tiff")
+    with pytest.raises(InputError, match="cannot read .*grey.tiff .its values, .* no range that is known"):
+        read_image(tmp_path / "grey.tiff")
+
+
+def test_a_broken_image_in_the_middle_loses_nothing_that_was_scored(folder, capsys):
+    seen = []
+    red = RewardModel("red", NONE, MEAN, lambda p, x, t: x[:, 0], lambda prompts: seen.extend(prompts) or utf8(prompts))
+    (folder / "p.csv").write_text("image,prompt\n" + "".join(f"{i}.png,p{i}\n" for i in (0, 2, 4, 1, 3)))
+    whole = score_folder(folder, folder / "p.csv", [red], folder / "whole.csv", batch_size=1)
+    good = (folder / "1.png").read_bytes()
+    (folder / "1.png").write_bytes(good[:-30])  # its header is good
+    out = folder / "scores.csv"
+    again = lambda of: score_folder(folder, folder / "p.csv", [red], out, batch_size=1, of=of)
+    with pytest.raises(InputError, match="cannot read .*1.png"):
+        again("these")
+    with open(f"{out}.partial.jsonl", "a") as file:
+        file.write('["cut')
+    (folder / "1.png").write_bytes(good)
+    seen.clear()
+    assert again("these") == whole and seen == ["p1", "p3"]
+    assert "3 pictures were scored before" in capsys.readouterr().out
+    assert out.read_bytes() == (folder / "whole.csv").read_bytes() and not list(folder.glob("*.partial*"))
+
+
+def test_what_other_rewards_scored_is_not_taken(folder):
+    kept = Kept(folder / "p.jsonl", "these")
+    kept.add([(folder / "0.png", "a", {"red": 0.1}), (b"held", "b", {"red": np.nan})])
+    assert len(Kept(folder / "p.jsonl", "others")) == 0
+    known = Kept(folder / "p.jsonl", "these")
+    assert known.get(folder / "0.png", "a") == {"red": 0.1} and known.get(folder / "0.png", "b") is None
+    assert np.isnan(known.get(b"held", "b")["red"])
+    Image.new("RGB", (3, 3)).save(folder / "0.png")
+    assert known.get(folder / "0.png", "a") is None
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from didr_jax.types import InputError  # noqa: E402
 from didr_jax.weights.engine import check_fit, to_flax  # noqa: E402
 from didr_jax.weights.files import read_tensors, write_safetensors  # noqa: E402
 from didr_jax.weights.rules import layer  # noqa: E402
-from tests.parity.vocabularies import BERT_WORDS, CLIP_VOCAB, chat_tokenizer, save_bert_tokenizer  # noqa: E402
+from tests.parity.vocabularies import BERT_WORDS, CLIP_VOCAB, chat_tokenizer, save_bert_tokenizer, save_clip_tokenizer  # noqa: E402
 from tests.text_to_image import tiny_sdxl, tiny_zimage  # noqa: E402
 
 
@@ -63,6 +63,39 @@ def test_a_token_beyond_the_language_models_table_is_refused(tmp_path):
     tokenizer.add_tokens(["<my-cat>"])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     assert "has '<my-cat>' as number 11" in refused(qwen_encoder, tmp_path, 40)
+
+
+@pytest.mark.parametrize(
+    "save, load, says",
+    [(save_bert_tokenizer, clip_tokenizer, "not a CLIP's"), (save_clip_tokenizer, bert_tokenizer, "not a BERT's")],
+)
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_tokenizer_of_another_model_is_refused(save, load, says, slow, tmp_path):
+    save(tmp_path)
+    if slow:
+        _as_slow_files(tmp_path)
+    with pytest.raises(InputError, match=f"{tmp_path} is {says}: its vocabulary lacks"):
+        load(tmp_path)
+
+
+def test_a_tokenizer_without_its_merges_is_refused(tmp_path):
+    save_clip_tokenizer(tmp_path)
+    _as_slow_files(tmp_path)
+    assert clip_tokenizer(tmp_path)(["cat"])["ids"][0, 1] == 513
+    (tmp_path / "merges.txt").write_text("")
+    with pytest.raises(InputError, match=f"{tmp_path} makes pieces of .*cat, words of its own vocabulary"):
+        clip_tokenizer(tmp_path)
+
+
+def _as_slow_files(folder):
+    """vocab.json and merges.txt, or vocab.txt, in place of tokenizer.json."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    if "merges" in model:
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+        (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]))
+    else:
+        (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in sorted(model["vocab"], key=model["vocab"].get)))
 
 
 def test_a_table_may_be_larger_than_the_vocabulary(tmp_path):

@@ -63,5 +63,10 @@ def test_of_a_torch_file_with_several_networks_one_is_named(tmp_path):
     with pytest.raises(InputError, match="model and ema; keep one of them"):  # of a reward, which has no such knob
         read_tensors(path)
     assert read_tensors(path, state="ema")["conv_in.weight"][0] == 0.5
+    nested = {"model": {"state_dict": model}, "ema": {"module": ema, "decay": 0.999}, "optimizer": {"state_dict": optimiser}}
+    torch.save(nested, path)
+    with pytest.raises(InputError, match="model and ema; say which"):
+        read_tensors(path, state="")
+    assert read_tensors(path, state="ema")["conv_in.weight"][0] == 0.5
     torch.save({"ema": ema, "step": 5}, path)
     assert read_tensors(path)["conv_in.weight"][0] == 0.5

@@ -44,15 +44,16 @@ def try_out(path: str, differentiable: bool, size: tuple[int, int], prompts: Seq
     A differentiable one is only traced.
 
     Raises:
-      InputError: it fails, or does not return one number per image.
+      InputError: it fails, or does not return one real number per image.
     """
     function, shape = named_function(path, "custom reward"), (len(prompts), *size, 3)
     try:
         if differentiable:
             tokens = getattr(function, "tokenize", utf8)(prompts)
-            got = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, jnp.float32), tokens).shape
+            found = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, jnp.float32), tokens)
         else:
-            got = np.shape(function(np.zeros(shape, np.float32), list(prompts)))
+            found = np.asarray(function(np.zeros(shape, np.float32), list(prompts)))
+        got, kind = found.shape, found.dtype
     except Exception as e:
         said = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         raise InputError(f"config.rewards.{name}: {path!r} fails on images of shape {shape}: {said}") from e
@@ -61,6 +62,8 @@ def try_out(path: str, differentiable: bool, size: tuple[int, int], prompts: Seq
             f"config.rewards.{name}: {path!r} returned shape {got} for {shape[0]} images; "
             f"it must return one number per image, shape {shape[:1]}"
         )
+    if not any(jnp.issubdtype(kind, real) for real in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise InputError(f"config.rewards.{name}: {path!r} returned {kind}, not real numbers")
 
 
 def black_box(

@@ -58,7 +58,7 @@ _RANKED: dict[str, tuple[str, str]] = {"ImageRewardDB": ("generations", "ranking
 
 def _json(path: str | os.PathLike) -> Iterator[Ranked]:
     try:
-        rows: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows: Any = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"tac: cannot read {path} ({' '.join(str(error).split())}); give a .json or .parquet file") from None
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):

@@ -15,6 +15,7 @@ from didr_jax.images import read_rgb, size_of
 from didr_jax.models.rows import alone
 from didr_jax.paths import lies_in
 from didr_jax.rewards.base import RewardModel
+from didr_jax.rewards.kept import Kept
 from didr_jax.text.prompts import COLUMNS, TABLES, kind_of, named, plain, read_rows
 from didr_jax.types import InputError
 from didr_jax.whole_files import whole_file
@@ -63,7 +64,11 @@ def read_image(path: str | os.PathLike | bytes) -> np.ndarray:
 
 @alone()  # every process scores all images
 def score_pictures(
-    images: Sequence[str | os.PathLike | bytes], prompts: Sequence[str], rewards: Sequence[RewardModel], batch_size: int = 8
+    images: Sequence[str | os.PathLike | bytes],
+    prompts: Sequence[str],
+    rewards: Sequence[RewardModel],
+    batch_size: int = 8,
+    kept: Kept | None = None,
 ) -> dict[str, np.ndarray]:
     """Scores of n images against their prompts by all rewards, `{reward: [n]}` in published units.
 
@@ -74,24 +79,43 @@ def score_pictures(
       prompts: n.
       rewards: `didr_jax.rewards.load(...)` each, with different names.
       batch_size: images scored at once.
+      kept: of an earlier start, what it scored is taken, and what is scored now is added as it comes.
 
     Raises:
       InputError: unreadable images, no rewards, weights that do not fit.
     """
     if not rewards or len({r.name for r in rewards}) < len(rewards):
         raise InputError("score: give one or more rewards with different names")
+    scores = {r.name: np.full(len(images), np.nan) for r in rewards}
+    left = _left(images, prompts, scores, kept)
+    if not left:
+        return scores
     for r in rewards:
         r.weights.check()
     params = {r.name: r.weights.load() for r in rewards}
     programs = {r.name: (jax.jit(r.score), jax.jit(r.preprocess)) for r in rewards}
-    scores = {r.name: np.zeros(len(images)) for r in rewards}
-    for indices in _batches(images, batch_size):
+    for indices in _batches(images, left, batch_size):
         filled = indices + [indices[-1]] * (batch_size - len(indices))  # one shape, one program
         x, text = np.stack([read_image(images[i]) for i in filled]), [prompts[i] for i in filled]
         for r in rewards:
             score, preprocess = programs[r.name]
             scores[r.name][indices] = np.asarray(score(params[r.name], preprocess(x), r.tokenize(text)))[: len(indices)]
+        if kept is not None:
+            kept.add([(images[i], prompts[i], {name: float(values[i]) for name, values in scores.items()}) for i in indices])
     return scores
+
+
+def _left(images: Sequence[Any], prompts: Sequence[str], scores: dict[str, np.ndarray], kept: Kept | None) -> list[int]:
+    """Places among the images of which nothing is kept; fills in the scores of the others."""
+    left = []
+    for i in range(len(images)):
+        known = kept.get(images[i], prompts[i]) if kept is not None and len(kept) else None
+        if known is None or known.keys() != scores.keys():
+            left.append(i)
+            continue
+        for name, score in known.items():
+            scores[name][i] = score
+    return left
 
 
 def score_folder(
@@ -102,6 +126,7 @@ def score_folder(
     *,
     batch_size: int = 8,
     outside: bool = False,
+    of: str = "",
 ) -> list[dict[str, str | float]]:
     """Scores every image against its prompt by all rewards, in their published units, and prints the means.
 
@@ -112,6 +137,8 @@ def score_folder(
       out: a `.csv` to write; its folder is made.
       batch_size: images scored at once.
       outside: images may lie outside of the folder: absolute names, "..", links.
+      of: which rewards these are, in words that change with them: what ends in the middle is kept beside `out`, in
+        `OUT.partial.jsonl`, and taken up by the next start that says the same.  Empty: nothing is kept.
 
     Returns:
       One dict a row of the prompt file, in its order: `image`, `prompt` and a score for each reward's name.
@@ -124,13 +151,18 @@ def score_folder(
         raise InputError("score: give one or more rewards with different names")
     pairs = pairs_in(images, prompts, outside)
     files = [Path(images) / name for name, _ in pairs]
-    scores = score_pictures(files, [prompt for _, prompt in pairs], rewards, batch_size)
+    kept = Kept(f"{os.fspath(out)}.partial.jsonl", of) if out is not None and of else None
+    if kept:
+        print(f"{len(kept)} pictures were scored before; to score them anew remove {kept.path}", flush=True)
+    scores = score_pictures(files, [prompt for _, prompt in pairs], rewards, batch_size, kept)
     rows: list[dict] = [
         {"image": name, "prompt": prompt} | {reward: float(values[i]) for reward, values in scores.items()}
         for i, (name, prompt) in enumerate(pairs)
     ]
     if out is not None:
         _write(Path(out), rows)
+    if kept is not None:
+        kept.remove()
     print(table(rows, [r.name for r in rewards]))
     return rows
 
@@ -162,11 +194,11 @@ def _require_inside(folder: Path, names: Sequence[str]) -> None:
             )
 
 
-def _batches(images: Sequence[str | os.PathLike | bytes], batch_size: int) -> Iterator[list[int]]:
-    """Places among the images, at most `batch_size` at a time, all of one image size."""
+def _batches(images: Sequence[str | os.PathLike | bytes], left: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Those of the places among the images, at most `batch_size` at a time, all of one image size."""
     by_size = defaultdict(list)
-    for i, each in enumerate(images):
-        by_size[size_of(each)].append(i)
+    for i in left:
+        by_size[size_of(images[i])].append(i)
     for indices in by_size.values():
         for start in range(0, len(indices), batch_size):
             yield indices[start : start + batch_size]

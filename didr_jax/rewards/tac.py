@@ -9,6 +9,7 @@ import numpy as np
 
 from didr_jax.rankings import kendall_tau, pairs_right
 from didr_jax.rewards.conventions import CHOSEN, CONVENTIONS, best_threshold
+from didr_jax.rewards.kept import Kept
 from didr_jax.rewards.mix import RewardMix
 from didr_jax.rewards.people import Ranked, named, read_rankings
 from didr_jax.rewards.scoring import score_pictures
@@ -80,7 +81,13 @@ class Scored:
 
 
 def score_rankings(
-    path: str | os.PathLike, folder: str | os.PathLike, mix: RewardMix, *, limit: int = 0, batch_size: int = 8
+    path: str | os.PathLike,
+    folder: str | os.PathLike,
+    mix: RewardMix,
+    *,
+    limit: int = 0,
+    batch_size: int = 8,
+    kept: Kept | None = None,
 ) -> Scored:
     """Every reward's scores of the pictures in a file of people's rankings.
 
@@ -90,6 +97,7 @@ def score_rankings(
       mix: the rewards.
       limit: use the first so many prompts; 0: all.
       batch_size: pictures scored at once.
+      kept: as of `scoring.score_pictures`.
 
     Raises:
       InputError: unreadable files (all absent pictures are counted at once).
@@ -97,7 +105,7 @@ def score_rankings(
     rankings = rankings_in(path, folder, limit)
     pictures = [Path(folder) / each if isinstance(each, str) else each for ranked in rankings for each in ranked.pictures]
     prompts = [ranked.prompt for ranked in rankings for _ in ranked.pictures]
-    scores = score_pictures(pictures, prompts, list(mix.models.values()), batch_size)
+    scores = score_pictures(pictures, prompts, list(mix.models.values()), batch_size, kept)
     if len(mix.weights) > 1:
         scores[MIX] = mix.combine(scores)
     ends = np.cumsum([len(ranked.pictures) for ranked in rankings])[:-1]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from didr_jax.images import read_rgb
 from didr_jax.rewards import RewardMix
+from didr_jax.rewards.kept import Kept
 from didr_jax.rewards.scoring import score_pictures
 from didr_jax.rewards.tac import MIX
 from didr_jax.suites.prompts import Prompt
@@ -46,7 +47,12 @@ def find_pictures(suite: Suite, prompts: Sequence[Prompt], per_prompt: int, fold
 
 
 def score_suite(
-    suite: Suite, prompts: Sequence[Prompt], files: Sequence[Sequence[Path]], mix: RewardMix, batch_size: int = 8
+    suite: Suite,
+    prompts: Sequence[Prompt],
+    files: Sequence[Sequence[Path]],
+    mix: RewardMix,
+    batch_size: int = 8,
+    kept: Kept | None = None,
 ) -> dict[str, np.ndarray]:
     """`{reward: [prompts, pictures of each]}` in published units, and the mix as `mix` where it has more than one.
 
@@ -58,6 +64,7 @@ def score_suite(
       files: `[n][pictures of a prompt]`.
       mix: the rewards.
       batch_size: pictures scored at once.
+      kept: of this process, as of `scoring.score_pictures`.
 
     Raises:
       InputError: a picture that cannot be read.
@@ -71,7 +78,7 @@ def score_suite(
         pictures = Cells([(file, k) for file, k, _ in mine], suite.grid)
     scores = {name: np.full(len(flat), np.nan) for name in mix.models}
     if mine:
-        own = score_pictures(pictures, [text for *_, text in mine], list(mix.models.values()), batch_size)
+        own = score_pictures(pictures, [text for *_, text in mine], list(mix.models.values()), batch_size, kept)
         for name in scores:
             scores[name][shares[jax.process_index()]] = own[name]
     scores = {name: _from_all(values, shares) for name, values in scores.items()}

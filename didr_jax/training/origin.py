@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from didr_jax.checks import listed
 from didr_jax.exits import CannotSave
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.digests import describe
@@ -87,8 +88,10 @@ def _check(config, origin: Origin, workdir: str) -> None:
     if not any(steps.values()):
         raise InputError(f"{key}: it has no save of {' or '.join(config.stages)}")
     if origin.step is not None and origin.step not in steps[last]:
-        there = ", ".join(map(str, steps[last])) or "none"
-        raise InputError(f"{key}: the saves of stage {last!r} there are of the steps {there}; choose one of them")
+        names = [str(each) for each in reversed(steps[last])]
+        raise InputError(
+            f"{key}: the saves of stage {last!r} there are of the steps {listed(names) or 'none'}; choose one", names
+        )
     for name in config.stages[:-1]:
         if steps[name] and steps[name][-1] != config[name].steps:
             raise InputError(

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from didr_jax.checks import listed
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.hacking import MARK, UNHARMED
 from didr_jax.training.metrics import RunLog
@@ -136,14 +137,15 @@ def _digests(about: Mapping[str, Any]) -> dict[str, int]:
 def _chosen(saves: Checkpoints, step: str, stage: str, figure: str) -> int:
     """The number of a save that is there."""
     steps = saves.steps()
-    there = f"stage {stage!r} has saves of the steps {', '.join(map(str, steps))}"
+    names = [str(each) for each in reversed(steps)]
+    there = f"stage {stage!r} has saves of the steps {listed(names)}"
     if step == LATEST:
         return steps[-1]
     if step == BEST:
         if (best := saves.best()) is not None:
             return best
         why = f"none of them has a recorded {figure!r}" if figure else "config.checkpoint.best names no figure to judge them by"
-        raise InputError(f"--step={BEST}: {there}, and {why}; choose one, or {LATEST}")
+        raise InputError(f"--step={BEST}: {there}, and {why}; choose one, or {LATEST}", names)
     if int(step) not in steps:
-        raise InputError(f"--step={step}: {there}; choose one of them, {LATEST} or {BEST}")
+        raise InputError(f"--step={step}: {there}; choose one of them, {LATEST} or {BEST}", names)
     return int(step)

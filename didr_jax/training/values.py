@@ -1,4 +1,4 @@
-"""Which values a key of the config may hold: ranges of numbers and names of types, by key, in two tables.
+"""Which values a key of the config may hold: ranges of numbers, names of types and lengths of lists, by key, in tables.
 
 A row is for every key that ends with its name: `batch_size` for that of each stage, `data.batch_size` for one alone;
 `rewards.weights.*` for all of a section.  The longest name counts.  Every number is finite, whether it has a row or not.
@@ -146,6 +146,16 @@ RANGES: Mapping[str, Range] = {
     "target_betas": POSITIVE,
 }
 
+# Of lists of numbers: how long they are at each depth; None: of any length above 0.
+SHAPES: Mapping[str, tuple[int | None, ...]] = {
+    "means": (None, 2),
+    "slope": (2,),
+    "center": (2,),
+    "target_betas": (None,),
+    "generator_timesteps": (None,),
+}
+TEXTS = ("stages", "mesh.rules", "lora.layers", "rewards.held_out")  # lists of words
+
 _FLOATS = ("float32", "bfloat16", "float16")
 DTYPES: Mapping[str, tuple[str, ...]] = {
     "moment_dtype": ("float32", "bfloat16"),
@@ -188,13 +198,28 @@ def spell_out(config: Any) -> None:
 
 
 def check_values(config: Any) -> None:
-    """Raises InputError, naming the key and its rule, for a number out of its range or a type that is none of its key's."""
+    """Raises InputError, naming the key and its rule, for a number out of its range, a type that is none of its key's, or a
+    list that is not as its key's are."""
     for key, _, value in keys(config):
         if names := row_of(key, DTYPES):
             require_choice(key, value, names)
         span = row_of(key, RANGES) or FINITE
         for number in _numbers(value):
             require(span.holds(number), key, value, span.rule if math.isfinite(number) else "must be finite")
+        if shape := row_of(key, SHAPES):
+            rule = "must be " + " of ".join("a list" if n is None else f"{n}" for n in shape) + " numbers"
+            require(_has_shape(value, shape), key, value, rule)
+        if key in TEXTS:
+            texts = isinstance(value, (tuple, list)) and all(isinstance(each, str) for each in value)
+            require(texts, key, value, "must be a list of words")
+
+
+def _has_shape(value: Any, shape: tuple[int | None, ...]) -> bool:
+    if not shape:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    own, *below = shape
+    fits = isinstance(value, (tuple, list)) and len(value) > 0 and own in (None, len(value))
+    return fits and all(_has_shape(each, tuple(below)) for each in value)
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from didr_jax.checks import listed
 from didr_jax.json_files import read_object
 from didr_jax.types import InputError
 from didr_jax.weights.dialects import ALPHA, DOWN, UP, Layers, Place, parsed
@@ -116,7 +117,7 @@ def _file(path: Path) -> Path:
         return path
     names = sorted(each.name for each in path.iterdir())
     if (name := picked_adapter(names)) is None:
-        raise InputError(f"LoRA: {path} holds none of {', '.join(NAMES)} ({', '.join(names)[:200] or 'nothing'}); give the file")
+        raise InputError(f"LoRA: {path} holds none of {', '.join(NAMES)} ({listed(names) or 'nothing'}); give the file", names)
     return path / name
 
 
@@ -146,7 +147,11 @@ def _told_beside(path: Path, prefix: str) -> Scale:
         own = {key.removeprefix(f"{prefix}."): value for key, value in raw.items() if key.startswith(f"{prefix}.")}
         return _of_peft(where, own or raw)
     beside = path.with_name("adapter_config.json")
-    if path.stem == "adapter_model" and beside.is_file():
+    if path.stem == "adapter_model":
+        if not beside.is_file():
+            raise InputError(
+                f"LoRA: {path} has no {beside.name} beside it, which is where peft keeps alpha; fetch the whole folder"
+            )
         return _of_peft(str(beside), read_object(beside, "save the adapter again"))
     for key in NUMBERS:
         if key in metadata:

@@ -98,7 +98,8 @@ def _pick(folder: Path, variant: str | None) -> Path:
     tag = f".{variant}" if variant else ""
     raise InputError(
         f"weights: no {_STEMS[0]}{tag}.safetensors, model{tag}.safetensors or index of them in {folder}"
-        f" (it holds {', '.join(names) or 'nothing'}); give the file itself or set the variant"
+        f" (it holds {listed(names) or 'nothing'}); give the file itself or set the variant",
+        names,
     )
 
 

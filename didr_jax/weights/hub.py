@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from didr_jax.checks import listed
 from didr_jax.types import InputError
 from didr_jax.weights.files import is_weights, picked, shards
 
@@ -173,7 +174,8 @@ def _behind(path: Path) -> str:
             return str(path / "snapshots" / commit)
         if len(only) == 1:
             return str(only[0])
-        raise InputError(f"{path} has the snapshots {', '.join(s.name for s in only) or 'none'}; give the path of one of them")
+        names = [snapshot.name for snapshot in only]
+        raise InputError(f"{path} has the snapshots {listed(names) or 'none'}; give the path of one of them", names)
     folder, colon, inner = str(path).rpartition(":")
     if colon and not path.exists() and os.path.isdir(folder):
         return os.path.join(_behind(Path(folder)), inner)

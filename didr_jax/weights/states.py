@@ -7,6 +7,7 @@ from didr_jax.types import InputError
 
 KNOB = "config.weights.state"
 PLAIN = "state_dict"  # lightning's, and many others'
+WITHIN = (PLAIN, "module", "model")  # in what is called a copy: `{"ema": {"module": {…}, "decay": 0.999}}`
 
 
 def choose(copies: Mapping[str, Any], state: str | None) -> Any:
@@ -28,7 +29,7 @@ def choose(copies: Mapping[str, Any], state: str | None) -> Any:
 
 
 def chosen_state(content: Mapping[str, Any], is_tensor: Callable[[Any], bool], state: str | None) -> Mapping[str, Any]:
-    """Of a torch file's nested dictionaries that of the network: `{"ema": {…}, "model": {…}, "step": 5}`.
+    """Of a torch file's nested dictionaries that of the network: `{"ema": {…}, "model": {"state_dict": {…}}, "step": 5}`.
 
     Args:
       content: of the file.
@@ -41,7 +42,9 @@ def chosen_state(content: Mapping[str, Any], is_tensor: Callable[[Any], bool], s
     if all(map(is_tensor, content.values())):
         return content
     is_state = lambda value: isinstance(value, Mapping) and len(value) > 0 and all(map(is_tensor, value.values()))
-    copies = {key: value for key, value in content.items() if isinstance(key, str) and is_state(value)}
+    inside = lambda value: (value.get(name) for name in WITHIN) if isinstance(value, Mapping) else ()
+    found = {key: next(filter(is_state, (value, *inside(value))), None) for key, value in content.items() if isinstance(key, str)}
+    copies = {key: state for key, state in found.items() if state is not None}
     if PLAIN in copies and not state:
         return copies[PLAIN]
     return choose(copies, state) if copies else content

@@ -111,7 +111,7 @@ def test_before_its_first_save_a_run_begins_again_where_it_began(other, tmp_path
     [
         ("{other}/nowhere", {}, "is not the workdir of a run .it has no config.json"),
         ("{here}", {}, "is this run's own workdir"),
-        ("{other}@5", {}, "the saves of stage 'distill' there are of the steps 4, 8; choose one of them"),
+        ("{other}@5", {}, "the saves of stage 'distill' there are of the steps 8, 4; choose one"),
         ("{other}", {"pretrain__steps": 6}, "'pretrain' is at step 4 there, and config.pretrain.steps = 6; set config.pretrain.steps=4"),
         ("{other}", {"stages": ("align",)}, "it has no save of align"),
     ],

@@ -8,7 +8,7 @@ from tiny_runs import tiny
 
 from didr_jax.named_configs import named_configs
 from didr_jax.training.validate import validate
-from didr_jax.training.values import DTYPES, RANGES, check_values, keys, row_of, spell_out
+from didr_jax.training.values import DTYPES, RANGES, SHAPES, TEXTS, check_values, keys, row_of, spell_out
 from didr_jax.types import InputError
 
 CONFIGS = {name: runpy.run_path(path)["get_config"] for name, path in named_configs().items()}
@@ -55,6 +55,25 @@ def test_every_type_can_be_said_in_short_and_nothing_else_is_taken(make):
         with pytest.raises(InputError, match=f"config.{key} = 'int8' is not known; .*float32"):
             check_values(config)
         assert row_of(key, DTYPES)
+
+
+def lists_of(config):
+    return [key for key, _, value in keys(config) if isinstance(value, (tuple, list))]
+
+
+@pytest.mark.parametrize("make", NAMES)
+def test_every_list_has_a_shape_and_nothing_else_is_taken(make):
+    """Also one that somebody's own config file has, whose type nobody has looked at."""
+    for key in lists_of(make()):
+        assert key in TEXTS or row_of(key, SHAPES), key
+        for value in (3, (), ((1.0,), (2.0, 3.0)), ("a", 3)):
+            if value == () and key in TEXTS:
+                continue
+            config = make()
+            with config.ignore_type():
+                config.update_from_flattened_dict({key: value})
+            with pytest.raises(InputError, match=f"config.{key} = .*: must be .*(numbers|words)"):
+                check_values(config)
 
 
 def test_a_key_of_ones_own_may_hold_any_finite_number():

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from didr_jax.checks import require, require_choice
 from didr_jax.recipes.text_to_image.benchmark_models import MODELS, claim, label, made_by, maker
-from didr_jax.recipes.text_to_image.rewards import chosen
+from didr_jax.recipes.text_to_image.rewards import chosen, rewards_as_they_are
 from didr_jax.recipes.text_to_image.task import Task
+from didr_jax.rewards.kept import Kept
 from didr_jax.suites import geneval, tables
 from didr_jax.suites.grids import write_grids
 from didr_jax.suites.produce import Picture, meet, produce
@@ -150,7 +152,8 @@ def _scored(task: Task, job: Job, run: Run, images: str, folder: str) -> dict[st
     if task.mix is None:
         return {}
     files = find_pictures(job.suite, job.prompts, job.per_prompt, images)
-    scores = score_suite(job.suite, job.prompts, files, task.mix, job.section.score_batch_size)
+    kept = Kept(os.path.join(folder, f"scores.partial.{jax.process_index()}.jsonl"), rewards_as_they_are(task.config.rewards))
+    scores = score_suite(job.suite, job.prompts, files, task.mix, job.section.score_batch_size, kept)
     rows = tables.rows_of(job.prompts, scores, job.suite.chunks)
     for line in tables.text_of(rows):
         run.log.say(line)
@@ -161,6 +164,7 @@ def _scored(task: Task, job: Job, run: Run, images: str, folder: str) -> dict[st
                 told = {"image": os.path.relpath(file, images), "k": k, "prompt": prompt.text, **prompt.groups}
                 lines.append(told | {name: _plain(values[i, k]) for name, values in scores.items()})
         _write_lines(os.path.join(folder, "scores.jsonl"), lines)
+    kept.remove()
     return {"rewards": [row.content() for row in rows]}
 
 

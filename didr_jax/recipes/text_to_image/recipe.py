@@ -14,10 +14,11 @@ from didr_jax.objectives import OBJECTIVES
 from didr_jax.recipes.text_to_image import advice, benchmark, benchmark_models, export, recompute, report
 from didr_jax.recipes.text_to_image.doubts import doubts
 from didr_jax.recipes.text_to_image.files import files
-from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator
+from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator, rewards_as_they_are
 from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.rewards.custom import OWN, try_out
 from didr_jax.rewards.fit import fit_weights
+from didr_jax.rewards.kept import Kept
 from didr_jax.rewards.scoring import pairs_in, score_folder
 from didr_jax.rewards.tac import agreements, rankings_in, score_rankings, table
 from didr_jax.training.evaluation import Evaluator
@@ -242,7 +243,8 @@ class TextToImage(Recipe):
         models = list(self.task.mix.models.values()) if self.task.mix else []
         if is_first_process():
             out = run.path("scores.csv")
-            score_folder(section.images, section.prompts, models, out, batch_size=section.batch_size, outside=section.outside)
+            options = dict(batch_size=section.batch_size, outside=section.outside, of=rewards_as_they_are(self.config.rewards))
+            score_folder(section.images, section.prompts, models, out, **options)
 
     def tac(self, _products: Products, run: Run) -> None:
         """tac.json: how far every configured reward, and the mix, agrees with people's rankings; tac_fit.json: with which weights
@@ -251,11 +253,14 @@ class TextToImage(Recipe):
         assert mix is not None, "checked"
         if not is_first_process():
             return
-        score = lambda path: score_rankings(path, section.images, mix, limit=section.limit, batch_size=section.batch_size)
+        kept = Kept(run.path("tac.partial.jsonl"), rewards_as_they_are(self.config.rewards))
+        options = dict(limit=section.limit, batch_size=section.batch_size, kept=kept)
+        score = lambda path: score_rankings(path, section.images, mix, **options)
         scored = score(section.rankings)
         found = agreements(scored, score(section.validation) if section.validation else None)
         print(table(found))
         write_agreements(run.workdir, found)
+        kept.remove()
         if section.fit:
             fit = fit_weights(scored, mix)
             print("\n".join(fit.lines()))

@@ -1,14 +1,19 @@
 """From `config.rewards` to a reward mix."""
 
+import hashlib
+import json
+import sys
 from typing import Any
 
 from didr_jax import rewards
 from didr_jax.checks import require_choice
+from didr_jax.config import flatten
 from didr_jax.diffused_reward import ESTIMATORS, resolve
 from didr_jax.objectives import OBJECTIVES
 from didr_jax.rewards import REWARDS, RewardMix
-from didr_jax.rewards.custom import FURTHER
+from didr_jax.rewards.custom import FURTHER, OWN
 from didr_jax.tilts import TILTS
+from didr_jax.training.contents import digest_at, digests_of
 from didr_jax.types import InputError
 
 PER_REWARD = ("weights", "centre", "spread", "shape", "prefix")  # sections with a key for each reward
@@ -61,6 +66,14 @@ def _arguments(name: str, section, clip_tokenizer: str | None, published: bool =
         if given[argument] is None:
             raise InputError(f"config.rewards.{knob.key} is empty, but the reward {name!r} needs it")
     return given
+
+
+def rewards_as_they_are(section) -> str:
+    """A digest of the config's rewards, of the files that it names, and of those that its own functions are in."""
+    flat = flatten(section)
+    modules = [sys.modules.get(section[name].partition(":")[0]) for name in OWN if section[name]]
+    files = {path: digest_at(path) for module in modules if (path := getattr(module, "__file__", None))}
+    return hashlib.blake2b(json.dumps([flat, digests_of(flat), files]).encode(), digest_size=16).hexdigest()
 
 
 def require_reward(objective: str, section) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from didr_jax.checks import require_choice
+from didr_jax.checks import listed, require_choice
 from didr_jax.few_step import FewStep
 from didr_jax.types import InputError
 from didr_jax.weights.folder import part_json
@@ -65,15 +65,16 @@ def scheduler_class(folder: Path, raw: Mapping[str, Any], known: Mapping[str, An
     Raises:
       InputError: neither file names a class, or one of them another than those.
     """
-    listed = part_json(folder, "", "model_index.json").get("scheduler") if (folder / "model_index.json").is_file() else None
-    names = [name for name in (listed[-1] if isinstance(listed, list) and listed else None, raw.get("_class_name")) if name]
+    index = part_json(folder, "", "model_index.json").get("scheduler") if (folder / "model_index.json").is_file() else None
+    names = [name for name in (index[-1] if isinstance(index, list) and index else None, raw.get("_class_name")) if name]
     if not names:
         raise InputError(f"config.weights.base: {folder}/scheduler names no class, without which its keys say nothing")
     for name in names:
         if name not in known:
             raise InputError(
                 f"config.weights.base: {folder}/scheduler is a {name}, whose noise schedule this recipe does not have; it has "
-                f"that of {', '.join(known)}"
+                f"that of {listed(list(known))}",
+                list(known),
             )
     return names[0]
 
