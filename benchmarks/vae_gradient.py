@@ -71,7 +71,7 @@ def gradients(changes, points, tokens):
 
     task = task_of(changes)
     side = task.backbone.reward_image
-    weights = {side.name: side.weights, "rewards": task.mix.params}
+    weights = {side.name: side.weights, "rewards": task.judge.params}
     frozen = {name: weights[name].load() for name in weights if name != "vae" or VAE.value == "sprouts"}
     if "vae" in weights and "vae" not in frozen:
         frozen["vae"] = random_weights(weights["vae"].shapes)

@@ -28,6 +28,7 @@ def optimizer(lr: float) -> ml_collections.ConfigDict:
         weight_decay=0.0,  # decoupled: a step takes off this times the learning rate
         clip=10.0,  # global gradient norm above which a gradient is scaled down
         moment_dtype="float32",  # of the first moment or momentum, as it is stored: float32 | bfloat16
+        second_moment_dtype="float32",  # of adamw's second moment (muon's, of what is no kernel); bfloat16 is rounded stochastically
     )
 
 
@@ -61,6 +62,7 @@ def game(steps: int, lr: float, batch_size: int = 64) -> ml_collections.ConfigDi
         ta_float32=False,  # evaluate the TA in float32 in the generator's loss, as DMD2's code does, where networks compute in less
         ta_weighting="v",  # prediction in whose units the TA's loss is measured: eps | v | velocity | x0
         ema=0.995,  # decay of the generator's moving average, which is what is evaluated [ours]
+        ema_dtype="",  # of that average: float32 | bfloat16, rounded stochastically; empty: the parameters'
         # the reward's part
         beta=1.0,  # temperature of the tilt p_ref exp(r/beta), in units of the reward; small is strong
         tilt="global",  # the target of didr: global (the paper's) | anchored | advantage | local (didr_jax.tilts) [ours]

@@ -13,6 +13,7 @@ from didr_jax.closed_form import GaussianMixture, QuadraticReward, exact_diffuse
 from didr_jax.conjugate import tilted_point, tilted_time, time_of_precision
 from didr_jax.diffused_reward import ESTIMATORS, clip_tilt, diffused_reward_score
 from didr_jax.estimators import Estimate
+from didr_jax.training import flops
 
 SCHEDULES = {"cosine": schedules.cosine(), "flow": schedules.rectified_flow(3.0), "ddpm": schedules.ddpm()}
 TIMES = jnp.array([0.1, 0.3, 0.5, 0.7, 0.9])
@@ -278,7 +279,16 @@ def test_evaluations_of_the_reward_are_counted_right(name, num_steps):
     calls, known = [], QuadraticReward(SLOPE, 0.18, CENTER)
     with jax.disable_jit():
         ask_mixture(name, reward=lambda x: (calls.append(1), known(x))[1], num_steps=num_steps, num_samples=1, remat=False)
-    assert len(calls) == sum(ESTIMATORS[name].rewards(num_steps, 1))
+    gradients, values = ESTIMATORS[name].rewards(num_steps, 1)
+    assert len(calls) == gradients + values
+
+    # A product with the samples, which a backward pass computes again: 3 for a gradient, 1 for a value.
+    wide, schedule = jnp.ones((2, 10_000)), SCHEDULES["cosine"]
+    x_t, t = mixture_points(schedule, per_time=1)
+    ask = lambda x_t: diffused_reward_score(
+        jax.checkpoint(lambda x: jnp.tanh(x @ wide).mean(-1)), lambda x, t: 0.5 * x, schedule, x_t, t, beta=1.0, key=KEY,
+        estimate=Estimate(name, num_steps, remat=False), x0=x_t)  # fmt: skip
+    assert round(flops.count(ask, x_t) / (2 * x_t.size * 10_000)) == 3 * gradients + values
 
 
 @pytest.mark.parametrize("name", [n for n, e in ESTIMATORS.items() if not e.differentiates_denoiser])

@@ -82,7 +82,8 @@ def test_the_published_architectures_have_the_published_numbers_of_parameters():
     stage = planned(sdxl.get_config())
     assert size(stage.frozen["base"].shapes) == size(stage.shapes.ta) == 2_567_463_684
     assert size(stage.frozen["vae"].shapes) == 49_490_199  # of 83,653,863: the encoder is not loaded
-    assert size(stage.frozen["rewards"].shapes["hps"]) == 986_109_441
+    assert size(stage.frozen["rewards"].shapes["hps"]) == 632_076_801  # of 986,109,441: the step has no text tower
+    assert stage.batch_shapes["tokens"]["hps"]["direction"].shape == (6, 128, 1024)
     batch = stage.batch_shapes
     assert batch["text"]["prompt"].shape == (6, 128, 77, 2048) and batch["text"]["pooled"].shape == (6, 128, 1280)
     stage = planned(sd15.get_config())

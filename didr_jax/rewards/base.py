@@ -6,8 +6,26 @@ from typing import Any
 
 from didr_jax.models import remat
 from didr_jax.rewards.shaping import Shape, plain
+from didr_jax.text.encoder import TextEncoder
 from didr_jax.types import Array, PyTree, Weights
 from didr_jax.weights.hub import Files
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a reward reads a prompt without its picture, so that each prompt may be read once.
+
+    Attributes:
+      encoder: prompts to features, `{name: [b, ...]}`.
+      weights: of the reward, less those of `encoder`.
+      score: `(weights, pixels, features) -> [b]`, the reward's to rounding.
+      digest: `() -> ` of all that the features of given tokens depend on.
+    """
+
+    encoder: TextEncoder
+    weights: Weights
+    score: Callable[[PyTree, Array, PyTree], Array]
+    digest: Callable[[], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +38,9 @@ class RewardModel:
     `tokenize(prompts) -> tokens`: numpy arrays with leading axis b.
 
     `shape` bends the normalised value in a mix (`rewards.shaping`).
+
+    `reading` is for rewards that see the prompt as features of its own; None where it meets the picture inside the
+    network (cross-attention), or there is nothing to encode.
 
     `centre` and `spread` make different rewards comparable: a mix sums (r - centre)/spread.  For published rewards
     they are our choice: SDXL's mean score and what DIDR's longest training gained over it (2605.24001; for
@@ -35,6 +56,7 @@ class RewardModel:
     centre: float = 0.0
     spread: float = 1.0
     shape: Shape = plain
+    reading: Reading | None = None
 
     def apply(self, params: PyTree, images: Array, tokens: PyTree) -> Array:
         """`images [b, h, w, 3]` in [-1, 1] and `tokens` -> scores `[b]`."""
@@ -46,8 +68,17 @@ class RewardModel:
 
     def prefixed(self, prefix: str) -> "RewardModel":
         """The reward, which reads every prompt after `prefix`."""
-        tokenize = self.tokenize
-        return dataclasses.replace(self, tokenize=lambda prompts: tokenize([prefix + prompt for prompt in prompts]))
+        whole, reading = self.tokenize, self.reading
+        tokenize = lambda prompts: whole([prefix + prompt for prompt in prompts])
+        if reading is not None:
+            reading = dataclasses.replace(reading, encoder=dataclasses.replace(reading.encoder, tokenize=tokenize))
+        return dataclasses.replace(self, tokenize=tokenize, reading=reading)
+
+    def apart(self) -> "RewardModel":
+        """The reward that takes its features in the place of tokens, and has no text tower; itself where it has no `reading`."""
+        if self.reading is None:
+            return self
+        return dataclasses.replace(self, weights=self.reading.weights, score=self.reading.score, reading=None)
 
 
 # (the loader's arguments as the config gives them, the pipeline's CLIP tokenizer or None) -> value, or None for none

@@ -5,15 +5,21 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from didr_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower
-from didr_jax.rewards.base import MODEL, NETWORK_KNOBS, TOKENIZER, Knob, RewardModel, RewardRecord
+from didr_jax.rewards.base import MODEL, NETWORK_KNOBS, TOKENIZER, Knob, Reading, RewardModel, RewardRecord
+from didr_jax.text.cache import digest_files, digest_texts
+from didr_jax.text.encoder import TextEncoder
 from didr_jax.text.tokens import clip_tokenizer, has_tokenizer
 from didr_jax.types import Array, PyTree
-from didr_jax.weights.clip import Configs, load_clip
+from didr_jax.weights.clip import Configs, load_clip, load_clip_apart
 
 Preprocess = Callable[..., Array]  # (images [b, h, w, 3] in [-1, 1], size=) -> pixels [b, size, size, 3]
+
+
+DIRECTION = "direction"  # of a prompt's features
 
 
 def unit(x: Array) -> Array:
@@ -24,14 +30,21 @@ def unit(x: Array) -> Array:
 
 def clip_cosine(vision: VisionConfig, text: TextConfig, *, dtype: Any, remat: str) -> Callable[[PyTree, Array, PyTree], Array]:
     """`({"vision", "text", ...}, pixels [b, size, size, 3], {"ids": [b, n]}) -> cosine [b]`, float32."""
+    seen, read = towers(vision, text, dtype=dtype, remat=remat)
+    return lambda params, pixels, tokens: jnp.sum(seen(params, pixels) * read(params, tokens), axis=-1)
+
+
+def towers(vision: VisionConfig, text: TextConfig, *, dtype: Any, remat: str) -> tuple[Callable, Callable]:
+    """`({"vision", ...}, pixels [b, size, size, 3])` and `({"text", ...}, {"ids": [b, n]})` to directions `[b, e]`, float32."""
     vision_tower, text_tower = VisionTower(vision, remat=remat, dtype=dtype), TextTower(text, dtype=dtype)
 
-    def cosine(params: PyTree, pixels: Array, tokens: PyTree) -> Array:
-        image = vision_tower.apply({"params": params["vision"]}, pixels)
-        prompt = text_tower.apply({"params": params["text"]}, tokens["ids"]).embedding
-        return jnp.sum(unit(image) * unit(prompt), axis=-1)
+    def seen(params: PyTree, pixels: Array) -> Array:
+        return unit(vision_tower.apply({"params": params["vision"]}, pixels))
 
-    return cosine
+    def read(params: PyTree, tokens: PyTree) -> Array:
+        return unit(text_tower.apply({"params": params["text"]}, tokens["ids"]).embedding)
+
+    return seen, read
 
 
 def _own_or_the_pipelines(given: Mapping[str, Any], pipeline: str | None) -> str | None:
@@ -92,15 +105,26 @@ def cosine_reward(
           remat: what the backward pass recomputes of the image tower's blocks (`models.remat`).
         """
         (vision, text), params = load_clip(weights, arch, dtype=param_dtype)
+        without_text, of_text = load_clip_apart(weights, arch, dtype=param_dtype)
         cosine = clip_cosine(vision, text, dtype=dtype, remat=remat)
+        seen, read = towers(vision, text, dtype=dtype, remat=remat)
+        tokenize = clip_tokenizer(tokenizer or weights, text.positions, text.vocab)
+        shapes = {DIRECTION: jax.ShapeDtypeStruct((1, text.embed or text.width), jnp.float32)}
+        reading = Reading(
+            TextEncoder(of_text, tokenize, lambda params, tokens: {DIRECTION: read(params, tokens)}, shapes),
+            without_text,
+            score=lambda params, pixels, features: scale(params) * jnp.sum(seen(params, pixels) * features[DIRECTION], axis=-1),
+            digest=functools.cache(lambda: digest_texts([digest_files([weights or ""]), repr((text, dtype, param_dtype))])),
+        )
         return RewardModel(
             name,
             params,
             preprocess=functools.partial(preprocess, size=vision.image_size),
             score=lambda params, pixels, tokens: scale(params) * cosine(params, pixels, tokens),
-            tokenize=clip_tokenizer(tokenizer or weights, text.positions, text.vocab),
+            tokenize=tokenize,
             centre=centre,
             spread=spread,
+            reading=reading,
         )
 
     return RewardRecord(

@@ -58,6 +58,10 @@ class RewardMix:
                 "gradient; use 'covariance'"
             )
 
+    def apart(self) -> "RewardMix":
+        """The mix of rewards that take features where they can (`RewardModel.apart`)."""
+        return RewardMix({name: model.apart() for name, model in self.models.items()}, self.weights)
+
     def only(self, name: str) -> "RewardMix":
         """One of the trained rewards alone, at its weight."""
         return RewardMix({name: self.models[name]}, {name: self.weights[name]})

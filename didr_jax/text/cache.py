@@ -49,11 +49,12 @@ def digest_tensors(tensors: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def digest_files(folders: Iterable[str | os.PathLike]) -> str:
-    """A digest of the names and contents of all files in `folders`; their place does not enter."""
+def digest_files(places: Iterable[str | os.PathLike]) -> str:
+    """A digest of the names and contents of all files in folders, or of single files; their place does not enter."""
     total = hashlib.blake2b(digest_size=16)
-    for folder in folders:
-        for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+    for place in map(Path, places):
+        folder, files = (place.parent, [place]) if place.is_file() else (place, sorted(place.rglob("*")))
+        for path in (p for p in files if p.is_file()):
             total.update(str(path.relative_to(folder)).encode() + b"\0")
             with open(path, "rb") as file:
                 total.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())

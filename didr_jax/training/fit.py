@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from didr_jax.training.accumulation import over_micro_batches
 from didr_jax.training.optim import guarded_update, moving_average
 from didr_jax.training.state import FitState
-from didr_jax.training.step import count_skips, step_key
+from didr_jax.training.step import count_skips, rounding_key, step_key
 from didr_jax.types import PRNGKey, PyTree
 
 
@@ -53,7 +53,7 @@ def make_fit_step(
         noise = draw(step_key(seed, state.step), jax.tree.leaves(batch)[0].shape[0])
         grads, figures = over_micro_batches(means, (batch, noise), micro_batches, unroll)
         params, opt, norm, skip = guarded_update(tx, grads, state.opt, state.params, figures["loss"])
-        ema = moving_average(state.ema, params, state.step, ema_decay)
+        ema = moving_average(state.ema, params, state.step, ema_decay, rounding_key(seed, state.step))
         counts = count_skips(state, skip)
         return FitState(state.step + 1, params, ema, opt, **counts), figures | {"grad_norm": norm} | counts
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from didr_jax.types import Array, PyTree
+from didr_jax.training.rounding import stored
+from didr_jax.types import Array, PRNGKey, PyTree
 
 # Dimensions of a kernel -> its axes in and out as muon's matrix; those before them count kernels of the same kind.
 MATRICES = {
@@ -25,8 +26,8 @@ def matrices(params: PyTree) -> PyTree:
 
 
 # name -> (learning-rate schedule, settings) -> optax transformation.  Bytes of state per parameter: adamw 8, lion, muon
-# (of kernels), sgd and adafactor 4; 2 less with first moments in bfloat16; with b1 = 0, sgd none and adafactor almost none (a row
-# and a column of each matrix).  Adafactor's rate is relative to the parameters' root mean square, it decays its
+# (of kernels), sgd and adafactor 4; 2 less with first moments in bfloat16, of adamw as many with second ones; with b1 = 0,
+# sgd none and adafactor almost none (a row and a column of each matrix).  Adafactor's rate is relative to the parameters' root mean square, it decays its
 # second moment by a schedule of its own, and its weight decay is made to follow the rate as the others' does.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": lambda lr, c: optax.adamw(lr, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mu_dtype=c.moment_dtype),
@@ -58,6 +59,9 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     ),
 }
 
+SECOND = "nu"  # optax's name of a second moment that has an entry for each of its parameter
+WITH_SECOND = ("adamw", "muon")  # the optimisers that have such: muon of what is no kernel
+
 # The knob by which the moment that `moment_dtype` stores decays.
 MOMENT_DECAY = {"adamw": "b1", "adafactor": "b1", "lion": "b2", "muon": "b1", "sgd": "b1"}
 
@@ -73,24 +77,43 @@ def learning_rate(config, num_steps: int) -> optax.Schedule:
 def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
     """The optimiser of an `optimizer` config section, for a run of `num_steps` updates."""
     rule = OPTIMIZERS[config.name](learning_rate(config, num_steps), config)
-    return _in_float32(optax.chain(optax.clip_by_global_norm(config.clip), rule))
+    return _in_float32(optax.chain(optax.clip_by_global_norm(config.clip), rule), config.second_moment_dtype)
 
 
-def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+def _in_float32(tx: optax.GradientTransformation, second: str) -> optax.GradientTransformation:
     """`tx` with its arithmetic in float32, whatever parameters and moments are stored in.
 
-    In bfloat16 a decay of 0.9 is 0.898 and one of 0.999 is 1.  Second moments are stored in float32 even for
-    parameters in bfloat16: it cannot tell apart what one update changes in them.
+    In bfloat16 a decay of 0.9 is 0.898 and one of 0.999 is 1.  Second moments are stored in `second`, whatever parameters
+    are: to the nearest bfloat16 they would not notice what one update changes in them, so that they are rounded
+    stochastically there, with noise that derives from the number of the update.
     """
+    low = second == "bfloat16"
+    is_second = lambda path: SECOND in {getattr(key, "name", "") for key in path}
 
     def wide(tree):
         return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x, tree)
 
     def update(grads, state, params=None):
-        updates, new_state = tx.update(wide(grads), wide(state), wide(params))
-        return updates, jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
+        updates, new = tx.update(wide(grads), wide(state), wide(params))
+        if low:  # before the others, which go to the nearest
+            key = jax.random.fold_in(jax.random.key(0), _count(state))
+            rounded = stored(new, state, key)
+            new = jax.tree_util.tree_map_with_path(lambda path, a, b: b if is_second(path) else a, new, rounded)
+        return updates, jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
 
-    return optax.GradientTransformation(lambda params: tx.init(wide(params)), update)
+    def init(params):
+        state = tx.init(wide(params))
+        if not low:
+            return state
+        return jax.tree_util.tree_map_with_path(lambda path, a: a.astype(second) if is_second(path) else a, state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _count(state: PyTree) -> Array:
+    """Updates that are done, of the state of an optimiser with second moments."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return next(leaf for path, leaf in leaves if getattr(path[-1], "name", "") == "count")
 
 
 def begun_again(opt_state: PyTree) -> PyTree:
@@ -118,7 +141,12 @@ def guarded_update(
     return keep(new_params, params), keep(new_opt_state, opt_state), norm, 1 - finite.astype(jnp.int32)
 
 
-def moving_average(average: PyTree, params: PyTree, step: Array, decay: float) -> PyTree:
-    """EMA with the decay ramped as (1 + step)/(10 + step), so that it forgets its initialisation."""
+def moving_average(average: PyTree, params: PyTree, step: Array, decay: float, key: PRNGKey) -> PyTree:
+    """EMA with the decay ramped as (1 + step)/(10 + step), so that it forgets its initialisation.
+
+    One in bfloat16 is rounded stochastically, by `key`: to the nearest it would stand still (`rounding`).
+    """
     rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, p: (a * rate + p * (1 - rate)).astype(a.dtype), average, params)
+    # in float32: 0.999 is 1 in bfloat16
+    after = lambda a, p: a.astype(jnp.float32) * rate + p.astype(jnp.float32) * (1 - rate)
+    return stored(jax.tree.map(after, average, params), average, key)

@@ -223,10 +223,14 @@ def game_stage(
     tx_generator = make_optimizer(section.generator_optimizer, section.steps)
     tx_ta = make_optimizer(section.ta_optimizer, section.steps * section.ta_updates)
     updates, n = section.ta_updates + 1, section.batch_size
-    make = lambda generator, ta: init_game(generator, ta, tx_generator, tx_ta)
+    make = lambda generator, ta: init_game(generator, ta, tx_generator, tx_ta, section.ema_dtype)
 
     def init(places, products=None):
-        start = (products["generator"], products["ta"]) if products else (generator.load(places.generator), ta.load(places.ta))
+        if products:  # averages, whose type may be another one
+            as_made = lambda arrays, weights: jax.tree.map(lambda a, made: a.astype(made.dtype), arrays, weights.shapes)
+            start = as_made(products["generator"], generator), as_made(products["ta"], ta)
+        else:
+            start = generator.load(places.generator), ta.load(places.ta)
         return create(lambda: make(*start), places)
 
     def batch(step, rows=WHOLE):

@@ -58,7 +58,8 @@ def init_fit(params: PyTree, tx) -> FitState:
     return FitState(_zero(), _copy(params), _copy(params), tx.init(params), _zero(), _zero())
 
 
-def init_game(generator: PyTree, ta: PyTree, tx_generator, tx_ta) -> GameState:
-    """The state before the first update of a generator and a TA network."""
+def init_game(generator: PyTree, ta: PyTree, tx_generator, tx_ta, ema_dtype: str = "") -> GameState:
+    """The state before the first update of a generator and a TA network; `ema_dtype`: of the average, if not the parameters'."""
     opts = tx_generator.init(generator), tx_ta.init(ta)
-    return GameState(_zero(), _copy(generator), _copy(generator), _copy(ta), *opts, _zero(), _zero())
+    ema = jax.tree.map(lambda x: x.astype(ema_dtype or x.dtype), _copy(generator))
+    return GameState(_zero(), _copy(generator), ema, _copy(ta), *opts, _zero(), _zero())

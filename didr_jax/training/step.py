@@ -29,6 +29,8 @@ from didr_jax.training.optim import guarded_update, moving_average
 from didr_jax.training.state import FitState, GameState
 from didr_jax.types import Array, PRNGKey, PyTree
 
+ROUNDING = 2**31 - 1  # no number of a step's other keys
+
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
@@ -87,6 +89,11 @@ def draw_times(schedule: Schedule, key: PRNGKey, num: int, low: float, high: flo
 def step_key(seed: int, step: Array) -> PRNGKey:
     """The root of all randomness of a step."""
     return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def rounding_key(seed: int, step: Array) -> PRNGKey:
+    """Of what a step rounds at random: none of what it draws depends on it."""
+    return jax.random.fold_in(step_key(seed, step), ROUNDING)
 
 
 def count_skips(state: FitState | GameState, skips: Array) -> dict[str, Array]:
@@ -280,7 +287,7 @@ def make_game_step(
         wanted = None if due is None else due(state.step)
         grads, figures, guard, (x0, i) = generator_gradient(state.generator, carry[0], frozen, last_row, keys[-1], wanted)
         generator, opt_generator, norm, skip = guarded_update(tx_generator, grads, state.opt_generator, state.generator, guard)
-        ema = moving_average(state.ema, generator, state.step, ema_decay)
+        ema = moving_average(state.ema, generator, state.step, ema_decay, rounding_key(seed, state.step))
 
         if ta_after:
             levels = draw_levels(networks, jax.random.split(keys[before])[1], len(x0), i, ta_times)

@@ -8,7 +8,7 @@ from didr_jax.objectives import OBJECTIVES, WEIGHTINGS
 from didr_jax.schedules import Schedule
 from didr_jax.tilts import TILTS, check_estimate
 from didr_jax.training.hacking import HACKING
-from didr_jax.training.optim import MOMENT_DECAY, OPTIMIZERS
+from didr_jax.training.optim import MOMENT_DECAY, OPTIMIZERS, WITH_SECOND
 from didr_jax.training.parallel import parse_rules
 from didr_jax.training.trackers import SERVICES
 from didr_jax.training.values import check_values, spell_out
@@ -31,6 +31,8 @@ def validate(config) -> None:
         stage = config[name]
         if "objective" in stage:
             _validate_game(name, stage, schedule)
+            rule = f"stage {config.stages[-1]!r} would begin with parameters of that type; set it there"
+            require(not stage.ema_dtype or name == config.stages[-1], f"{name}.ema_dtype", stage.ema_dtype, rule)
         for part in ("optimizer", "generator_optimizer", "ta_optimizer"):
             if part in stage:
                 _validate_optimizer(f"{name}.{part}", stage[part])
@@ -44,6 +46,10 @@ def _validate_optimizer(where: str, section) -> None:
             f"a moment in bfloat16 never forgets above 255/256; lower {knob} (lion's authors: b2=0.99), or moment_dtype=float32"
         )
         require(section[knob] < 255 / 256, f"{where}.{knob}", section[knob], rule)
+
+    rule = f"{section.name} has no second moment of each parameter; {' and '.join(WITH_SECOND)} have"
+    kept = section.second_moment_dtype == "float32" or section.name in WITH_SECOND
+    require(kept, f"{where}.second_moment_dtype", section.second_moment_dtype, rule)
 
 
 def _validate_game(name: str, stage, schedule: Schedule) -> None:

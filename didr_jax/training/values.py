@@ -159,6 +159,8 @@ TEXTS = ("stages", "mesh.rules", "lora.layers", "rewards.held_out")  # lists of 
 _FLOATS = ("float32", "bfloat16", "float16")
 DTYPES: Mapping[str, tuple[str, ...]] = {
     "moment_dtype": ("float32", "bfloat16"),
+    "second_moment_dtype": ("float32", "bfloat16"),
+    "ema_dtype": ("", "float32", "bfloat16"),
     "encoder_dtype": ("bfloat16", "float32"),
     "dtype": _FLOATS,
     "frozen_dtype": _FLOATS,

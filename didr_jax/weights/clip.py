@@ -3,9 +3,10 @@
 The loaders read `config.json` and names of tensors; the tensors are read where their `Weights` are loaded.
 """
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,23 @@ def load_clip(
     """
     configs, weights = _told_apart(path, arch, HF, OPEN_CLIP)
     return configs, weights(clip_shapes(*configs, dtype))
+
+
+def load_clip_apart(
+    path: str | os.PathLike | None, arch: str | Configs | None = None, *, dtype: Any = jnp.float32
+) -> tuple[Weights, Weights]:
+    """As `load_clip`, in two: {"vision", "logit_scale"}, and {"text"}."""
+    return _part(path, arch, dtype, ("vision", "logit_scale")), _part(path, arch, dtype, ("text",))
+
+
+def _part(path, arch, dtype: Any, heads: Sequence[str]) -> Weights:
+    def only(table: list[Rule]) -> list[Rule]:
+        kept = lambda rule: rule.target is not None and rule.target.split("/")[0] in heads
+        return [rule if kept(rule) else dataclasses.replace(rule, target=None) for rule in table]
+
+    configs, weights = _told_apart(path, arch, only(HF), only(OPEN_CLIP))
+    shapes = clip_shapes(*configs, dtype)
+    return weights({head: shapes[head] for head in heads})
 
 
 def load_vision(

@@ -1,5 +1,6 @@
 """What is particular to SDXL and SD 1.5; what every backbone does stands in test_recipe.py."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -7,6 +8,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from configs import sd15, sdxl  # noqa: E402
+from didr_jax.recipes.text_to_image.conditions import read_shapes  # noqa: E402
 from didr_jax.recipes.text_to_image.stable_diffusion import StableDiffusion  # noqa: E402
 from didr_jax.types import InputError  # noqa: E402
 from tests.parity.oracle import assert_close  # noqa: E402
@@ -45,6 +47,29 @@ def test_stable_diffusion_15_is_the_same_recipe(settings, tmp_path):
     assert_close(task.conditions.everything["text"]["prompt"], want[:-1], what="prompts")
     assert_close(task.no_text().load()["prompt"], want[-1:], what="the empty prompt")
     assert task.start("generator").shapes.keys() == task.start("ta").shapes.keys()
+
+
+@pytest.mark.slow
+def test_rewards_read_a_prompt_once_and_score_as_with_their_text_towers(settings):
+    """Those that read it by themselves: a step then has no text tower, the score and its gradient are the same to rounding."""
+    alone = {"rewards.pickscore": "", "rewards.custom": "", "rewards.held_out": (), "rewards.prefix.hps": "art: "}
+    task, loop = (recipe_of(settings | alone | {"data.encode": how}).task for how in ("cache", "in_loop"))
+    assert task.frozen()["rewards"].shapes["hps"].keys() == {"vision", "logit_scale"}
+    assert loop.frozen()["rewards"].shapes["hps"].keys() == {"vision", "text", "logit_scale"}
+    rows, side = np.arange(len(tiny.PROMPTS)), task.config.image
+    images = jax.random.uniform(jax.random.key(0), (len(rows), side.height, side.width, 3), minval=-1)
+
+    def asked(of):
+        tokens, params = of.conditions.rows(rows)["tokens"], of.judge.params.load()
+        assert jax.tree.map(lambda a: (1, *a.shape[1:]), tokens) == jax.tree.map(np.shape, read_shapes(of.mix, not of.in_loop))
+
+        def total(x):
+            found = of.judge.apply(params, x, tokens)
+            return found.total.sum(), found
+
+        return jax.jit(jax.value_and_grad(total, has_aux=True))(images)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), asked(task), asked(loop))
 
 
 def test_a_black_box_selects_the_estimator_that_needs_no_gradient(settings):

@@ -313,14 +313,14 @@ def test_a_finite_update_goes_through_with_its_norm_and_is_not_counted(guarded):
 
 def test_the_average_forgets_its_start_by_a_ramp_and_then_keeps_its_decay():
     for step, decay in ((0, 1 / 10), (8, 9 / 18), (89, 90 / 99), (10**6, 0.95)):  # (1 + step)/(10 + step), at most 0.95
-        got = moving_average({"w": jnp.full(3, 2.0)}, {"w": jnp.full(3, 5.0)}, jnp.asarray(step), decay=0.95)
+        got = moving_average({"w": jnp.full(3, 2.0)}, {"w": jnp.full(3, 5.0)}, jnp.asarray(step), 0.95, jax.random.key(0))
         np.testing.assert_allclose(got["w"], decay * 2 + (1 - decay) * 5, rtol=1e-6)
 
 
 def test_the_average_keeps_its_dtypes_whatever_the_parameters_have():
     average = {"half": jnp.ones(2, jnp.bfloat16), "single": jnp.ones(2)}
     params = {"half": jnp.full(2, 3.0), "single": jnp.full(2, 3.0, jnp.bfloat16)}
-    got = jax.jit(lambda a, p, k: moving_average(a, p, k, 0.5))(average, params, jnp.asarray(100))
+    got = jax.jit(lambda a, p, k: moving_average(a, p, k, 0.5, jax.random.key(0)))(average, params, jnp.asarray(100))
     assert got["half"].dtype == jnp.bfloat16 and got["single"].dtype == jnp.float32
     jax.tree.map(lambda x: np.testing.assert_array_equal(x.astype(jnp.float32), 2.0), got)
 

@@ -37,6 +37,14 @@ REMEDIES = (
         "align.{ta,generator}_optimizer.moment_dtype=bfloat16",
         "first moments in half the bytes",
     ),
+    Advice(
+        lambda c, p: (
+            (c.align.ta_optimizer.second_moment_dtype, c.align.ta_optimizer.name) == ("float32", "adamw")
+            and c.network.ta == "full"
+        ),
+        "align.{ta,generator}_optimizer.second_moment_dtype=bfloat16",
+        "second moments in half the bytes, rounded stochastically",
+    ),
     Advice(lambda c, p: c.network.ta == "full", "network.ta=lora", "trains adapters of the frozen base as TA"),
     Advice(lambda c, p: c.network.generator == "full", "network.generator=lora", "trains adapters of the generator"),
     Advice(

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from didr_jax.rewards import RewardMix
-from didr_jax.text.cache import cached, digest_texts
+from didr_jax.rewards.base import Reading
+from didr_jax.text.cache import cached, digest_tensors, digest_texts
 from didr_jax.text.encoder import TextEncoder, text_encoder
 from didr_jax.training.startup import is_first_process
 from didr_jax.types import PyTree, Weights
@@ -44,7 +45,7 @@ class PromptTable:
       prompts: the n strings.
       place: of each prompt, and at last of the empty one, its row among the distinct ones, `[n + 1]`.
       text: `(rows [k], among) -> {name: [k, ...]}` of distinct prompts, as wide as the widest of rows `among [n]`.
-      tokens: of the rewards, a pytree of arrays whose rows are the distinct prompts.
+      tokens: what the rewards read, a pytree of arrays whose rows are the distinct prompts.
     """
 
     prompts: Sequence[str]
@@ -105,6 +106,7 @@ def prompt_table(
     digest: str,
     mix: RewardMix | None,
     longest: int | None = None,
+    read: bool = True,
 ) -> PromptTable:
     """Embeds prompts, or finds their embeddings on disk.
 
@@ -113,23 +115,46 @@ def prompt_table(
       section: `config.data`.
       make_encoder: called only if there is something to embed.
       digest: of all that embeddings depend on besides the prompts.
-      mix: the rewards whose tokens are wanted; None for none.
+      mix: the rewards that shall score; None for none.
       longest: tokens that texts of many lengths are padded to; None: they are of one length.
+      read: whether the rewards read the prompts here, where they can, for `mix.apart()`; else they get tokens.
     """
     each, place = distinct(prompts)
     say = functools.partial(print, flush=True) if is_first_process() else lambda message: None
     encoder = functools.cache(lambda: _remembering(make_encoder()))
 
+    def stored(key: str, prompts: Sequence[str], make: Callable[[], TextEncoder], dtype: str = section.dtype) -> Text:
+        return cached(section.cache, key, prompts, make, dtype=dtype, batch_size=section.batch_size, say=say)
+
     def embedded(kind: str, prompts: Sequence[str], make: Callable[[], TextEncoder]) -> Text:
-        key = digest_texts([digest, *([kind] if kind else [])], prompts)
-        return cached(section.cache, key, prompts, make, dtype=section.dtype, batch_size=section.batch_size, say=say)
+        return stored(digest_texts([digest, *([kind] if kind else [])], prompts), prompts, make)
+
+    def features(reading: Reading) -> Text:
+        tokens = digest_tensors(reading.encoder.tokenize(each))
+        return stored(digest_texts([reading.digest(), tokens]), each, lambda: reading.encoder, "float32")
 
     if longest is None:
         text = _of_one_length(embedded("", each, encoder))
     else:
         lengths = embedded("lengths", each, lambda: _measuring(encoder()))
         text = _by_length(each, np.asarray(lengths[LENGTH]), longest, encoder, embedded)
-    return PromptTable(prompts, place, text, {} if mix is None else mix.tokenize(each))
+    models = {} if mix is None else mix.models
+    seen = {
+        name: features(model.reading) if read and model.reading is not None else model.tokenize(each)
+        for name, model in models.items()
+    }
+    return PromptTable(prompts, place, text, seen)
+
+
+def read_shapes(mix: RewardMix | None, read: bool) -> PyTree:
+    """Shapes `[1, ...]` of what the rewards are given of one prompt; `read` as of `prompt_table`."""
+    models, shape = {} if mix is None else mix.models, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
+    return {
+        name: dict(model.reading.encoder.shapes)
+        if read and model.reading is not None
+        else jax.tree.map(shape, model.tokenize([""]))
+        for name, model in models.items()
+    }
 
 
 def _remembering(encoder: TextEncoder) -> TextEncoder:

@@ -12,6 +12,7 @@ from didr_jax.models.published import PIPELINES
 from didr_jax.models.remat import WORDS
 from didr_jax.objectives import OBJECTIVES
 from didr_jax.recipes.text_to_image import advice, benchmark, benchmark_models, export, recompute, report
+from didr_jax.recipes.text_to_image.conditions import read_shapes
 from didr_jax.recipes.text_to_image.doubts import doubts
 from didr_jax.recipes.text_to_image.files import files
 from didr_jax.recipes.text_to_image.rewards import chosen, require_reward, resolve_estimator, rewards_as_they_are
@@ -175,6 +176,8 @@ class TextToImage(Recipe):
         resolve_estimator(config.align, task.mix)
         for weights in task.frozen().values():
             weights.check()
+        if task.mix is not None:
+            task.mix.params.check()  # with the text towers
         task.encoder.weights.check()
         for line in (*backbone.warnings, *doubts(config)) if is_first_process() else ():
             print(f"didr_jax: warning: {line}", file=sys.stderr, flush=True)
@@ -229,7 +232,7 @@ class TextToImage(Recipe):
 
     def _condition_shapes(self):
         task, shape = self.task, lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
-        tokens = {"tokens": {} if task.mix is None else jax.tree.map(shape, task.mix.tokenize([""]))}
+        tokens = {"tokens": read_shapes(task.mix, not task.in_loop)}
         if task.in_loop:
             return tokens | {"prompt": jax.tree.map(shape, task.encoder.tokenize([""]))}
         return tokens | {"text": task.backbone.text_shapes}

@@ -20,6 +20,7 @@ from didr_jax.objectives import OBJECTIVES
 from didr_jax.planning.plan import held_parts
 from didr_jax.planning.recompute import Part, choose, in_words
 from didr_jax.planning.targets import target
+from didr_jax.recipes.text_to_image.conditions import read_shapes
 from didr_jax.recipes.text_to_image.task import Task
 from didr_jax.training.chips import room_here, room_of
 from didr_jax.training.parallel import mesh_sizes
@@ -127,9 +128,9 @@ def _parts(config, make_backbone: Callable, planning: bool, ways: int) -> list[P
         return jax.grad(lambda x0, frozen: jnp.sum(at.decode(frozen, x0, to_train=True))), (x0, shapes)
 
     def reward_gradient(word: str) -> tuple[Callable, tuple]:
-        mix = task(word).mix
+        mix = task(word).judge
         assert mix is not None, "a reward that is differentiated is there"
-        tokens = spread(mix.tokenize([""]))
+        tokens = spread(read_shapes(plain.mix, not plain.in_loop))
         total = lambda image, params, tokens: jnp.sum(mix.apply(params, image, tokens).total)
         return jax.grad(total), (image, shapes["rewards"], tokens)
 

@@ -8,8 +8,9 @@
 The reward that trains, whatever asks it, is that of images decoded in `network.reward_vae_dtype`, or by a tiny VAE,
 `network.reward_vae`; the rewards that are logged and evaluated are those of the pipeline's VAE in `network.vae_dtype`.
 
-Conditions are `{"text": embeddings, "tokens": the rewards' tokens}`.  Base, VAE and rewards travel through the step as
-`frozen`: with adapters, TA and generator read their bases there too.  Where the generator begins with the base's own
+Conditions are `{"text": embeddings, "tokens": what the rewards read}`: their tokens, or, where prompts are embedded beforehand,
+the features of those that read a prompt by itself, whose text towers are then in no step.  Base, VAE and rewards travel
+through the step as `frozen`: with adapters, TA and generator read their bases there too.  Where the generator begins with the base's own
 weights there is one base for all three: the reference is the base with no adapter.
 """
 
@@ -58,6 +59,11 @@ class Task:
     def mix(self) -> RewardMix | None:
         return open_mix(self.config.rewards, self.backbone.clip_tokenizer, published=self.planning)
 
+    @functools.cached_property
+    def judge(self) -> RewardMix | None:
+        """The mix as it is asked by what has conditions."""
+        return self.mix if self.mix is None or self.in_loop else self.mix.apart()
+
     @property
     def in_loop(self) -> bool:
         """Whether the step embeds its prompts itself."""
@@ -76,7 +82,8 @@ class Task:
     def table(self, prompts: list[str], with_tokens: bool = True) -> PromptTable:
         """Of any prompts, on disk; `with_tokens`: the rewards' too."""
         backbone, mix = self.backbone, self.mix if with_tokens else None
-        return prompt_table(prompts, self.config.data, backbone.encoder, backbone.text_digest(), mix, backbone.longest)
+        digest, read = backbone.text_digest(), not self.in_loop
+        return prompt_table(prompts, self.config.data, backbone.encoder, digest, mix, backbone.longest, read)
 
     # -------------------------------------------------------------------------------- functions
 
@@ -123,7 +130,7 @@ class Task:
 
     def score(self, frozen: PyTree, x0: Array, c: PyTree, mix: RewardMix | None = None, to_train: bool = False):
         """`MixScore` of latents by the mix, or by a part of it.  A sample that is not finite anywhere gets no gradient."""
-        image, mix = self.decode(frozen, finite_gradient(x0), to_train), mix or self.mix
+        image, mix = self.decode(frozen, finite_gradient(x0), to_train), mix or self.judge
         assert mix is not None, "nothing is scored without rewards"
         return mix.apply(frozen["rewards"], image, c["tokens"])
 
@@ -142,7 +149,7 @@ class Task:
         def reward(only=None):
             return lambda frozen, x0, c: self.score(frozen, x0, c, only, to_train=True).total
 
-        mix, rewarded = self.mix, self.mix is not None
+        mix, rewarded = self.judge, self.judge is not None
         parts = {} if mix is None or len(mix.weights) < 2 else {name: reward(mix.only(name)) for name in mix.weights}
         ta = lambda dtype: lambda p, frozen, x_t, t, c: self.predict(*self.pair("ta", frozen, p), x_t, t, c, dtype)
         return Networks(
@@ -173,7 +180,7 @@ class Task:
 
     def finishing(self, with_rewards: bool = True) -> dict[str, Weights]:
         """What turns latents into images and scores."""
-        rewards = {"rewards": self.mix.params} if with_rewards and self.mix is not None else {}
+        rewards = {"rewards": self.judge.params} if with_rewards and self.judge is not None else {}
         return {"vae": self.backbone.image.weights} | rewards
 
     def under_adapters(self) -> dict[str, Weights]:
