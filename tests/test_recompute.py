@@ -144,6 +144,15 @@ def test_a_recipe_settles_what_the_config_leaves_open_and_says_so(tiny_pipeline)
 
 
 @pytest.mark.slow
+def test_nothing_is_put_together_where_a_plan_traces_its_step(tiny_pipeline, monkeypatch):  # noqa: F811
+    """Among devices that are not here nothing can be computed, shapes neither."""
+    _, _, stage = planned(network__vae_remat="blocks", rewards__remat="blocks")
+    stage.settled()
+    monkeypatch.setattr("didr_jax.recipes.text_to_image.recipe.Task", None)
+    assert operations(stage) > 0
+
+
+@pytest.mark.slow
 def test_a_step_more_of_a_short_denoising_is_recomputed_once(tiny_pipeline):  # noqa: F811
     """By the blocks of its network; not by the step as well."""
     given = dict(network__vae_remat="none", network__remat="blocks", rewards__remat="none", align__estimator="drp")

@@ -1,5 +1,7 @@
 """From `config.rewards` to a reward mix."""
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from didr_jax import rewards
@@ -7,6 +9,7 @@ from didr_jax.checks import require_choice
 from didr_jax.diffused_reward import ESTIMATORS, resolve
 from didr_jax.objectives import OBJECTIVES
 from didr_jax.rewards import REWARDS, RewardMix
+from didr_jax.rewards.base import RewardRecord
 from didr_jax.rewards.custom import FURTHER
 from didr_jax.tilts import TILTS
 from didr_jax.types import InputError
@@ -32,7 +35,7 @@ def open_mix(section, clip_tokenizer: str | None, published: bool = False) -> Re
     Args:
       section: `config.rewards`.
       clip_tokenizer: the pipeline's, for rewards that bring none.
-      published: for plans: published architectures without weights or tokenizers, whatever the paths.
+      published: for plans: a reward that lacks a file is the published architecture, without weights or tokenizer.
 
     Raises:
       InputError: a weight of zero, files that cannot be used.
@@ -52,7 +55,7 @@ def _arguments(name: str, section, clip_tokenizer: str | None, published: bool =
     for argument, knob in record.knobs.items():
         if knob.choices:
             require_choice(f"rewards.{knob.key}", given[argument], knob.choices)
-    if published:
+    if published and not _is_here(record, given, clip_tokenizer):
         given |= record.published
     for argument, knob in record.knobs.items():
         if given[argument] != "":
@@ -61,6 +64,13 @@ def _arguments(name: str, section, clip_tokenizer: str | None, published: bool =
         if given[argument] is None:
             raise InputError(f"config.rewards.{knob.key} is empty, but the reward {name!r} needs it")
     return given
+
+
+def _is_here(record: RewardRecord, given: Mapping[str, Any], clip_tokenizer: str | None) -> bool:
+    """Whether all that a reward reads is on this host: the arguments `given` by its knobs, or what they are otherwise."""
+    paths = {argument: knob for argument, knob in record.knobs.items() if knob.files is not None}
+    otherwise = lambda knob: knob.otherwise(given, clip_tokenizer) if knob.otherwise else None
+    return all(os.path.exists(given[argument] or otherwise(knob) or "") for argument, knob in paths.items())
 
 
 def require_reward(objective: str, section) -> None:
