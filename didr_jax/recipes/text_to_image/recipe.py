@@ -187,7 +187,9 @@ class TextToImage(Recipe):
 
         @functools.cache
         def found() -> tuple[Settled, Stage]:
-            with jax.ensure_compile_time_eval():  # it may be asked for while a program is traced
+            # It may be asked for while a program is traced.  `ensure_compile_time_eval` would do as well, but where shapes
+            # are made it would allocate what is constant: the optimisers' zeros, as large as the network several times.
+            with jax.core.eval_context():
                 self._found = self._found or recompute.settled(config, *make, stage)
                 words = recompute.with_words(config, self._found.words)
                 return self._found, self._stage(words, Task(words, *make).networks())
