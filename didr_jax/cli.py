@@ -21,7 +21,7 @@ from didr_jax.exits import CannotSave, RunStopped, StopRequest, mute_echoes
 from didr_jax.named_configs import SAVED, named_configs, with_paths
 from didr_jax.planning.plan import main_stage, make_plan
 from didr_jax.planning.report import report
-from didr_jax.planning.targets import target
+from didr_jax.planning.targets import Target, target
 from didr_jax.reporting.compare import main as compare_runs
 from didr_jax.reporting.page import Rewriting
 from didr_jax.training import origin
@@ -100,9 +100,8 @@ def _work(recipe: Recipe, run: Run, mode: str) -> None:
                 run.log.say(f"trained as asked, and nothing is reported: {missing}")
 
 
-def _compile(config) -> None:
+def _compile(config, machine: Target) -> None:
     """Plans a step of the recipe on a machine that need not be here; touches no workdir."""
-    machine = target(config.compile.topology, config.compile.effort)
     recipe = _build(config, "", "compile").planned()
     recipe.check("compile")
     with heartbeat(functools.partial(print, flush=True), "compiling"):
@@ -204,9 +203,11 @@ def _run(_argv: list[str]) -> None:
     mute_echoes()
     with _ending():
         kept = start(config, planning=mode == "compile")
-        validate(config)
         if mode == "compile":
-            return _compile(config)
+            machine = target(config.compile.topology, config.compile.effort)  # the checks compute, and so ask for a device
+            validate(config)
+            return _compile(config, machine)
+        validate(config)
         if mode == "calibrate":
             _calibrate(config, workdir)
             return leave()

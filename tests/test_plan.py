@@ -15,6 +15,7 @@ import pytest
 
 from configs import sd15, sdxl, zimage
 from didr_jax import recipes
+from didr_jax.config import flatten
 from didr_jax.models.published import PIPELINES
 from didr_jax.planning import plan, targets
 from didr_jax.planning.partitioned import Collective
@@ -316,12 +317,37 @@ def test_words_for_what_to_recompute_are_checked(tiny_pipeline, key):
         planned(tiny(rewards__custom="", rewards__hps="yes", **{key.replace(".", "__"): "product"}))
 
 
+COMMAND = """
+    from didr_jax import cli
+    from didr_jax.models.published import PIPELINES
+    from test_plan import TINY
+
+    PIPELINES["tiny"] = TINY
+    cli.main()
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["v5e:2x2", "h100:2"])
-def test_a_tiny_step_compiles_for_machines_that_are_not_here(tiny_pipeline, name):
+def test_a_tiny_step_compiles_for_machines_that_are_not_here(name):
+    """From the command line, in a process that no test has told its platform, and with `remat=auto`."""
     module = "jax_cuda13_plugin" if name.startswith("h100") else "libtpu"
     if not importlib.util.find_spec(module):
         pytest.skip(f"{module} is not installed")
-    config = tiny(mesh__data=1, mesh__fsdp=-1, network__remat="none")
-    made = plan.make_plan(planned(config), config, targets.target(name))
-    assert made.fits and made.needed >= sum(made.parts.values()) and made.temporaries > 0
+    auto = {key.replace(".", "__"): "auto" for key in KEYS}
+    knobs = flatten(tiny(mesh__data=1, mesh__fsdp=-1, compile__topology=name, align__estimator="drp", **auto))
+    before = flatten(sdxl.get_config())
+    changed = [f"--config.{key}={value}" for key, value in knobs.items() if value != before[key]]
+    path = os.pathsep.join([REPO, os.path.join(REPO, "tests")])
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"} | {"PYTHONPATH": path}
+    command = [sys.executable, "-c", textwrap.dedent(COMMAND), "--config=configs/sdxl.py", "--mode=compile", *changed]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "   fits",
+        "activations and other temporaries",
+        "network.remat=none, network.vae_remat=none",
+        "(auto)",
+        "sent by a device",
+    ):
+        assert words in done.stdout, done.stdout

@@ -12,6 +12,7 @@ from didr_jax.planning.plan import main_stage, make_plan
 from didr_jax.planning.recompute import Part, choose, in_words, measure
 from didr_jax.planning.report import report
 from didr_jax.planning.targets import target
+from didr_jax.recipes.text_to_image.recipe import TextToImage
 from didr_jax.training import flops
 from didr_jax.training.chips import GIB, Room, room_here
 
@@ -141,6 +142,23 @@ def test_a_recipe_settles_what_the_config_leaves_open_and_says_so(tiny_pipeline)
 
     _, _, most = planned(network__vae_remat="blocks", network__remat="blocks", rewards__remat="blocks")
     assert most.settled() == ({}, "") and plan.flops < operations(most)
+
+
+@pytest.mark.slow
+def test_a_stage_is_put_together_of_shapes_and_before_its_step_is_traced(tiny_pipeline, monkeypatch):  # noqa: F811
+    """Among the devices of a plan nothing can be computed, shapes neither; and zeros of full size may not fit those that are here."""
+    _, _, stage = planned(network__vae_remat="blocks", rewards__remat="blocks")
+    made, stage_of = [], TextToImage._stage
+
+    def watched(*arguments):
+        jax.eval_shape(lambda: made.append(jnp.zeros(())))
+        return stage_of(*arguments)
+
+    monkeypatch.setattr(TextToImage, "_stage", watched)
+    stage.settled()
+    assert made and all(isinstance(zeros, jax.core.Tracer) for zeros in made)  # the optimisers' are not allocated
+    monkeypatch.setattr("didr_jax.recipes.text_to_image.recipe.Task", None)
+    assert operations(stage) > 0
 
 
 @pytest.mark.slow

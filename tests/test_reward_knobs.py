@@ -139,6 +139,18 @@ def test_a_plan_opens_nothing():
             model.weights.load()
 
 
+def test_a_plan_takes_the_sizes_of_what_is_there(clip):
+    """Of a reward whose files all are; if one is not, the published ones."""
+    shapes = lambda mix: jax.tree.map(lambda a: a.shape, mix.params.shapes)
+    folder, pipelines = clip
+    here = section(hps=folder, held_out=())
+    assert shapes(open_mix(here, None, published=True)) == shapes(open_mix(here, None))
+    lacking = section(hps=folder, aesthetic="/nowhere", clip=folder, held_out=())
+    planned = shapes(open_mix(lacking, pipelines, published=True))
+    assert planned["hps"] == shapes(open_mix(here, None))["hps"]
+    assert planned["aesthetic"] == shapes(open_mix(section(aesthetic="/nowhere", held_out=()), None, published=True))["aesthetic"]
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_an_objective_that_needs_a_reward_is_refused_without_one(name):
     require_reward(name, section(**REDNESS))

@@ -140,8 +140,8 @@ def make_plan(stage: Stage, config, machine: Target, operations: Operations | No
         stage=stage.name, machine=machine, mesh=dict(mesh.shape), batch_size=stage.batch_size,
         micro_batches=config[stage.name].micro_batches, parts=parts,
     )  # fmt: skip
-    if operations is None:
-        fields |= stage.settled()._asdict()
+    if operations is None or not only_shapes:
+        fields |= stage.settled()._asdict()  # here: among devices that are not here nothing can be computed, not even shapes
     if only_shapes:
         nowhere = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
         return Plan(**fields, operations=operations or flops.by_dtype(stage.step, *nowhere))

@@ -245,11 +245,8 @@ def test_a_stage_is_built_before_any_weights_are_read(bench, monkeypatch):
 
 
 def test_a_plan_is_of_the_shapes_that_training_has(bench):
-    """From the folder's configs alone: published rewards aside, its shapes are the stage's."""
-    recipe, plain = (
-        bench.recipe({"rewards.hps": "", "rewards.pickscore": "", "rewards.held_out": ()}),
-        lambda a: (a.shape, jnp.dtype(a.dtype)),
-    )
+    """From the configs of the pipeline and of the rewards, which are there, its shapes are the stage's."""
+    recipe, plain = bench.recipe(), lambda a: (a.shape, jnp.dtype(a.dtype))
     real, planned = recipe.align({}), recipe.planned().align({})
     assert jax.tree.map(plain, real.shapes) == jax.tree.map(plain, planned.shapes)
     assert {k: jax.tree.map(plain, w.shapes) for k, w in real.frozen.items()} == {

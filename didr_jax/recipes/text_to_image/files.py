@@ -1,5 +1,6 @@
 """What each mode reads of the paths in a config, so that no more is fetched where they are names on the hub."""
 
+import os
 from collections.abc import Sequence
 
 from didr_jax.recipes.text_to_image.backbone import Backbone
@@ -27,9 +28,11 @@ def files(config, backbone: Backbone, mode: str) -> dict[str, Files]:
         wanted["weights.generator_adapter"] = Files(weights=("",), texts=("",), pick=picked_adapter)
     if mode == "train" or (mode == "compile" and config.weights.base):
         wanted[REWARD_VAE] = Files(weights=("",) if mode == "train" else (), texts=("",))
-    if mode in ("train", "eval", *ALONE):
-        for name in chosen(config.rewards):
-            wanted |= {f"rewards.{k.key}": k.files for k in REWARDS[name].knobs.values() if k.files is not None}
+    if mode in ("train", "eval", "compile", *ALONE):
+        read = {k.key: k.files for name in chosen(config.rewards) for k in REWARDS[name].knobs.values() if k.files is not None}
+        # plans know the published ones, and fetch none
+        there = lambda key: mode != "compile" or os.path.exists(os.path.expanduser(config.rewards[key]))
+        wanted |= {f"rewards.{key}": files for key, files in read.items() if there(key)}
     return wanted
 
 

@@ -189,19 +189,18 @@ class TextToImage(Recipe):
         if not recompute.is_open(config):
             return stage
 
-        def found() -> Settled:
-            self._found = self._found or recompute.settled(config, *make, stage)
-            return self._found
-
         @functools.cache
-        def resolved() -> Stage:
-            with jax.ensure_compile_time_eval():  # it is asked for while a program is traced
-                words = recompute.with_words(config, found().words)
-                return self._stage(words, Task(words, *make).networks())
+        def found() -> tuple[Settled, Stage]:
+            # It may be asked for while a program is traced.  `ensure_compile_time_eval` would do as well, but where shapes
+            # are made it would allocate what is constant: the optimisers' zeros, as large as the network several times.
+            with jax.core.eval_context():
+                self._found = self._found or recompute.settled(config, *make, stage)
+                words = recompute.with_words(config, self._found.words)
+                return self._found, self._stage(words, Task(words, *make).networks())
 
-        measures = {name: (lambda *rows, name=name: resolved().measures[name](*rows)) for name in stage.measures}
-        step = lambda state, frozen, batch: resolved().step(state, frozen, batch)
-        return dataclasses.replace(stage, step=step, measures=measures, settled=found)
+        measures = {name: (lambda *rows, name=name: found()[1].measures[name](*rows)) for name in stage.measures}
+        step = lambda state, frozen, batch: found()[1].step(state, frozen, batch)
+        return dataclasses.replace(stage, step=step, measures=measures, settled=lambda: found()[0])
 
     def _stage(self, config, networks: Networks) -> Stage:
         task = self.task

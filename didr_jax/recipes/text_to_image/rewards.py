@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from didr_jax import rewards
@@ -11,6 +13,7 @@ from didr_jax.config import flatten
 from didr_jax.diffused_reward import ESTIMATORS, resolve
 from didr_jax.objectives import OBJECTIVES
 from didr_jax.rewards import REWARDS, RewardMix
+from didr_jax.rewards.base import RewardRecord
 from didr_jax.rewards.custom import FURTHER, OWN
 from didr_jax.tilts import TILTS
 from didr_jax.training.contents import digest_at, digests_of
@@ -37,7 +40,7 @@ def open_mix(section, clip_tokenizer: str | None, published: bool = False) -> Re
     Args:
       section: `config.rewards`.
       clip_tokenizer: the pipeline's, for rewards that bring none.
-      published: for plans: published architectures without weights or tokenizers, whatever the paths.
+      published: for plans: a reward that lacks a file is the published architecture, without weights or tokenizer.
 
     Raises:
       InputError: a weight of zero, files that cannot be used.
@@ -57,7 +60,7 @@ def _arguments(name: str, section, clip_tokenizer: str | None, published: bool =
     for argument, knob in record.knobs.items():
         if knob.choices:
             require_choice(f"rewards.{knob.key}", given[argument], knob.choices)
-    if published:
+    if published and not _is_here(record, given, clip_tokenizer):
         given |= record.published
     for argument, knob in record.knobs.items():
         if given[argument] != "":
@@ -74,6 +77,13 @@ def rewards_as_they_are(section) -> str:
     modules = [sys.modules.get(section[name].partition(":")[0]) for name in OWN if section[name]]
     files = {path: digest_at(path) for module in modules if (path := getattr(module, "__file__", None))}
     return hashlib.blake2b(json.dumps([flat, digests_of(flat), files]).encode(), digest_size=16).hexdigest()
+
+
+def _is_here(record: RewardRecord, given: Mapping[str, Any], clip_tokenizer: str | None) -> bool:
+    """Whether all that a reward reads is on this host: the arguments `given` by its knobs, or what they are otherwise."""
+    paths = {argument: knob for argument, knob in record.knobs.items() if knob.files is not None}
+    otherwise = lambda knob: knob.otherwise(given, clip_tokenizer) if knob.otherwise else None
+    return all(os.path.exists(given[argument] or otherwise(knob) or "") for argument, knob in paths.items())
 
 
 def require_reward(objective: str, section) -> None:

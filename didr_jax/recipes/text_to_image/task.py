@@ -42,7 +42,7 @@ class Task:
     Args:
       config: of `configs/sdxl.py` or one like it.
       make_backbone: `config -> Backbone`.
-      planning: the rewards are the published ones, whatever the config's paths: nothing will be loaded.
+      planning: nothing will be loaded; rewards whose files are not here are the published ones.
     """
 
     def __init__(self, config, make_backbone: Callable[..., Backbone], planning: bool = False):
