@@ -14,7 +14,8 @@ from didr_jax.distances import frechet_distance, moments
 from didr_jax.recipes.sprouts import judging, parts
 from didr_jax.whole_files import whole_file, write_json
 
-LEVELS = 5  # rewards at which two objectives are compared
+LEVELS = 5  # values of a reward at which two objectives are compared
+MATCHED = ("reward", "cheerful")  # what is the same where they are: the reward, and the share that it is about
 AGAINST = ("dipp", "distar", "refl")  # what every `didr` is compared with
 BETTER = {  # column -> 1: more is better, -1: less is
     "named": 1, "named_new": 1, "kl_others": -1, "kl_smiles": -1, "to_data": -1, "to_reference": -1, "odd": -1, "spread": 1, "clipscore": 1,
@@ -89,24 +90,23 @@ class Trained(NamedTuple):
     drawn: Drawn
 
 
-def curve(points: Sequence[dict[str, float]], column: str, rewards: np.ndarray) -> np.ndarray:
-    """`column` at `rewards` on the line through the points in the order of their reward; nan outside."""
-    found = sorted((point["reward"], point[column]) for point in points)
-    x, y = np.transpose(found)
-    return np.interp(rewards, x, y, left=np.nan, right=np.nan)
+def curve(points: Sequence[dict[str, float]], column: str, by: str, levels: np.ndarray) -> np.ndarray:
+    """`column` where `by` is at `levels`, on the line through the points in the order of `by`; nan outside."""
+    x, y = np.transpose(sorted((point[by], point[column]) for point in points))
+    return np.interp(levels, x, y, left=np.nan, right=np.nan)
 
 
-def compared(a: str, b: str, samples: Sequence[Mapping[str, list[dict]]]) -> dict[str, tuple[float, float, float]]:
-    """Of every column a less b, in the direction that is better, at rewards that both reach: mean, and its 95 % interval.
+def compared(a: str, b: str, by: str, samples: Sequence[Mapping[str, list[dict]]]) -> dict[str, tuple[float, float, float]]:
+    """Of every column a less b, in the direction that is better, at values of `by` that both reach: mean, and its 95 % interval.
 
     Args:
       samples: of every bootstrap sample, and first of the runs themselves, the points of each objective.
     """
-    low = max(min(point["reward"] for point in samples[0][name]) for name in (a, b))
-    high = min(max(point["reward"] for point in samples[0][name]) for name in (a, b))
-    rewards, found = np.linspace(low, high, LEVELS + 1)[1:], {}
+    low = max(min(point[by] for point in samples[0][name]) for name in (a, b))
+    high = min(max(point[by] for point in samples[0][name]) for name in (a, b))
+    levels, found = np.linspace(low, high, LEVELS + 1)[1:], {}
     for column, sign in BETTER.items():
-        gain = [sign * np.nanmean(curve(s[a], column, rewards) - curve(s[b], column, rewards)) for s in samples]
+        gain = [sign * np.nanmean(curve(s[a], column, by, levels) - curve(s[b], column, by, levels)) for s in samples]
         found[column] = (gain[0], *np.nanquantile(gain[1:], (0.025, 0.975)))
     return found
 
@@ -164,18 +164,17 @@ def report(out: str, runs: Sequence[Trained], reference: dict[str, float], sampl
             half = {k: 1.96 * float(np.nanstd([sample[label][i + 1][k] for sample in samples[1:]])) for k in point}
             seeds = sum((run.label, run.beta, run.steps) == (label, beta, steps) for run in runs)
             rows[f"{label}, β = {beta:g}, {steps} steps, {seeds} seeds"] = point, half
-    pairs = {}
-    for a in (label for label in samples[0] if label.startswith("didr")):
-        for b in (label for label in samples[0] if label in AGAINST):
-            pairs[f"{a} against {b}"] = compared(a, b, samples)
-    lines = [table(rows), "", "| at matched reward, better by | " + " | ".join(BETTER) + " |", "|---|" + "--:|" * len(BETTER)]
-    for name, columns in pairs.items():
-        lines.append(
-            f"| {name} | " + " | ".join(f"{mean:.3g} ({low:.3g}, {high:.3g})" for mean, low, high in columns.values()) + " |"
-        )
+    ours, others = ([label for label in samples[0] if of(label)] for of in (lambda x: x.startswith("didr"), AGAINST.__contains__))
+    matched = {by: {f"{a} against {b}": compared(a, b, by, samples) for a in ours for b in others} for by in MATCHED}
+    lines = [table(rows)]
+    for by, pairs in matched.items():
+        lines += ["", f"| at the same `{by}`, better by | " + " | ".join(BETTER) + " |", "|---|" + "--:|" * len(BETTER)]
+        for name, columns in pairs.items():
+            cells = [f"{mean:.3g} ({low:.3g}, {high:.3g})" for mean, low, high in columns.values()]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     text = "\n".join(lines) + "\n"
     print(text)
     with whole_file(os.path.join(out, "frontier.md")) as file:
         file.write(text)
-    write_json(os.path.join(out, "frontier.json"), {"rows": {k: v[0] for k, v in rows.items()}, "matched": pairs})
+    write_json(os.path.join(out, "frontier.json"), {"rows": {k: v[0] for k, v in rows.items()}, "matched": matched})
     picture(os.path.join(out, "frontier.png"), samples[0], reference)

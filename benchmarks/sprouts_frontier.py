@@ -13,9 +13,9 @@ repeated call goes on.  Beside `named`, `named_new`, `kl_others` and `kl_smiles`
                  from the reference's than 99 % of its own: .01 for its tilted law
     spread       mean squared distance of two pictures of a caption, of the reference's: 1 for its law
 
-Intervals are bootstraps over captions and seeds.  "At matched reward": each objective's points, from the initial generator on
-in the order of their strength, are joined by lines; the lines of two objectives are compared at five rewards that both
-reach, in each bootstrap sample.  Writes frontier.json, frontier.md and frontier.png.
+Intervals are bootstraps over captions and seeds.  "At the same reward": each objective's points, from the initial generator on
+in the order of their reward, are joined by lines; the lines of two objectives are compared at five rewards that both
+reach, in each bootstrap sample.  The same at the same share of cheerful faces, which is what the reward is about.  Writes frontier.json, frontier.md and frontier.png.
 """
 
 import functools
@@ -122,6 +122,17 @@ def saves(folder: str):
                 yield config, workdir, step
 
 
+def label_of(align, base) -> str:
+    """The objective; of `didr` also its estimator, and its target and its range of times where they are not `base`'s."""
+    label = align.objective
+    if not OBJECTIVES[label].estimates:
+        return label
+    label += f"@{resolve(align.estimator, decoded=True)}"
+    if align.tilt != base.tilt:
+        label += f" {align.tilt}, t0={align.tilt_t0:g}"
+    return label + (f" t<{align.generator_t_max:g}" if align.generator_t_max != base.generator_t_max else "")
+
+
 def main(_argv) -> None:
     logging.set_verbosity(logging.WARNING)
     out = _RUNS.value
@@ -140,10 +151,7 @@ def main(_argv) -> None:
             return painter().generator(trained(recipes.build(config).task, painter().frozen, products, run))
 
         drawn = kept(os.path.join(workdir, f"drawn-{_DRAWS.value}-{step}.npz"), draw)
-        align = config.align
-        label = align.objective
-        if OBJECTIVES[label].estimates:
-            label += f"@{resolve(align.estimator, decoded=True)}"
+        align, label = config.align, label_of(config.align, _CONFIG.value.align)
         runs.append(Trained(label, align.beta, step, config.seed, drawn))
         print(workdir, step, json.dumps(measure(drawn)), flush=True)
     rng = np.random.default_rng(0)
