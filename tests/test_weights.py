@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from didr_jax.types import InputError
 from didr_jax.weights.engine import to_flax, to_torch, unfilled, weights_of
-from didr_jax.weights.files import read_tensors, write_safetensors
+from didr_jax.weights.files import read_tensors, require_variant, write_safetensors
 from didr_jax.weights.rules import Rule, embedding, ignore, layer, norm
 
 TABLE = [
@@ -183,6 +183,10 @@ def test_folders_variants_and_shards(tmp_path):
     write_safetensors(half / "diffusion_pytorch_model.safetensors", state)
     assert_same(read_tensors(half), state)
     assert_same(read_tensors(half, variant="fp16"), small)
+
+    require_variant("fp16", [full, half])  # a part that lacks it gives its plain files
+    with pytest.raises(InputError, match="'fp61': no folder has files of that variant; there are fp16"):
+        require_variant("fp61", [full, half])
 
     next(full.glob("model-00002-*")).unlink()
     with pytest.raises(InputError, match="not beside it: model-00002"):

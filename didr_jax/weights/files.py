@@ -86,6 +86,18 @@ def shards(names: Iterable[str], index: str) -> list[str]:
     return sorted(name for name in names if (hit := form.fullmatch(name)) and (not tag or hit[1] or hit[2]))
 
 
+def require_variant(variant: str, folders: Iterable[Path]) -> None:
+    """Raises InputError if no folder of those that are there has a file of the variant: a slip of the finger, not a choice."""
+    names = [path.name for folder in folders if folder.is_dir() for path in folder.iterdir()]
+    tagged = re.compile(rf"({'|'.join(_STEMS)})\.(?P<file>\w+)\.\w+|({'|'.join(_STEMS)})\.\w+\.index\.(?P<index>\w+)\.json")
+    there = sorted({m["file"] or m["index"] for name in names if (m := tagged.fullmatch(name))})
+    if names and variant not in there:
+        raise InputError(
+            f"config.weights.variant = {variant!r}: no folder has files of that variant; there "
+            + (f"are {listed(there)}, and the plain ones" if there else "are the plain ones only: leave it empty")
+        )
+
+
 def is_weights(name: str) -> bool:
     """Whether a path is that of a file of tensors, by its ending."""
     return name.endswith((".safetensors", *_PICKLES))

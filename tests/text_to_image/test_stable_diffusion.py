@@ -90,6 +90,7 @@ def test_a_black_box_selects_the_estimator_that_needs_no_gradient(settings):
         ({"schedule.name": "cosine", "align.ta_t_min": 0.01}, ["config.schedule", "scaled_linear"]),
         ({"network.cross_attention": "flash"}, ["config.network.cross_attention", "xla"]),
         ({"rewards.weights.hps": 0.0}, ["weight 0 for hps"]),
+        ({"weights.variant": "fp61"}, ["config.weights.variant = 'fp61'", "the plain ones only: leave it empty"]),
         ({"rewards.hps": "/nowhere"}, ["no such file or folder: /nowhere"]),
         (
             {

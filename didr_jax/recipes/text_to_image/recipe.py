@@ -30,6 +30,7 @@ from didr_jax.training.stages import Settled, Stage, game_stage
 from didr_jax.training.startup import is_first_process
 from didr_jax.training.step import Networks
 from didr_jax.types import InputError
+from didr_jax.weights.files import require_variant
 from didr_jax.weights.hub import Files
 from didr_jax.whole_files import write_json
 
@@ -143,6 +144,9 @@ class TextToImage(Recipe):
         backbone.require([f"{backbone.part}/config.json", *backbone.config_parts])
         wanted = {"{network}": [backbone.part], "text": backbone.text_parts}
         backbone.require([name for part in PARTS[mode] for name in wanted.get(part, [part])])
+        if config.weights.variant and backbone.given:
+            networks = [backbone.part, "vae", *backbone.text_parts]
+            require_variant(config.weights.variant, [*(backbone.folder / part for part in networks), backbone.generator_source()])
         if mode == "export":
             backbone.few_step, backbone.scheduler_json  # noqa: B018  (they raise)
             export.check_export(self.task)
