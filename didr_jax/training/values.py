@@ -108,6 +108,8 @@ RANGES: Mapping[str, Range] = {
     "beta_end": Range(0, 1, above=True, below=True),
     "width": COUNT,
     "height": COUNT,
+    "image.height": Range(1, 2**14),  # 2²⁸ pixels; a slip of the finger is more
+    "image.width": Range(1, 2**14),
     "depth": COUNT,
     "features": COUNT,
     "spread": POSITIVE,

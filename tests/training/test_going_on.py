@@ -133,7 +133,7 @@ def test_the_best_save_is_the_one_whose_figure_was_recorded_as_such(unfinished, 
         ("", {}, "stage 'distill' is not finished .at step 8 of 12.; .* or see what it has with --step=latest"),
         ("7", {}, "--step=7: stage 'distill' has saves of the steps 8, 4; choose one of them, latest or best"),
         ("newest", {}, "--step=newest: give the step of a save, latest or best"),
-        ("best", {"checkpoint__best": ""}, "--step=best: .* steps 4, 8, and config.checkpoint.best names no figure"),
+        ("best", {"checkpoint__best": ""}, "--step=best: .* steps 8, 4, and config.checkpoint.best names no figure"),
         ("best", {"checkpoint__best": "eval/reward"}, "--step=best: .* none of them has a recorded 'eval/reward'"),
     ],
 )
