@@ -106,21 +106,22 @@ def cosine_reward(
         """
         (vision, text), params = load_clip(weights, arch, dtype=param_dtype)
         without_text, of_text = load_clip_apart(weights, arch, dtype=param_dtype)
-        cosine = clip_cosine(vision, text, dtype=dtype, remat=remat)
         seen, read = towers(vision, text, dtype=dtype, remat=remat)
         tokenize = clip_tokenizer(tokenizer or weights, text.positions, text.vocab)
+        cosine = lambda params, image, prompt: scale(params) * jnp.sum(image * prompt, axis=-1)
+        files = [weights] if weights else []
         shapes = {DIRECTION: jax.ShapeDtypeStruct((1, text.embed or text.width), jnp.float32)}
         reading = Reading(
             TextEncoder(of_text, tokenize, lambda params, tokens: {DIRECTION: read(params, tokens)}, shapes),
             without_text,
-            score=lambda params, pixels, features: scale(params) * jnp.sum(seen(params, pixels) * features[DIRECTION], axis=-1),
-            digest=functools.cache(lambda: digest_texts([digest_files([weights or ""]), repr((text, dtype, param_dtype))])),
+            score=lambda params, pixels, features: cosine(params, seen(params, pixels), features[DIRECTION]),
+            digest=functools.cache(lambda: digest_texts([digest_files(files), repr((text, dtype, param_dtype))])),
         )
         return RewardModel(
             name,
             params,
             preprocess=functools.partial(preprocess, size=vision.image_size),
-            score=lambda params, pixels, tokens: scale(params) * cosine(params, pixels, tokens),
+            score=lambda params, pixels, tokens: cosine(params, seen(params, pixels), read(params, tokens)),
             tokenize=tokenize,
             centre=centre,
             spread=spread,
