@@ -16,6 +16,7 @@ from didr_jax.whole_files import whole_file, write_json
 
 LEVELS = 5  # values of a reward at which two objectives are compared
 MATCHED = ("reward", "cheerful")  # what is the same where they are: the reward, and the share that it is about
+INITIAL, WITHOUT = "initial", "dmd2"  # what training begins with; the objective that all but `refl` are without a reward
 AGAINST = ("dipp", "distar", "refl")  # what every `didr` is compared with
 BETTER = {  # column -> 1: more is better, -1: less is
     "named": 1, "named_new": 1, "kl_others": -1, "kl_smiles": -1, "to_data": -1, "to_reference": -1, "odd": -1, "spread": 1, "clipscore": 1,
@@ -120,13 +121,16 @@ def resampled(runs: Sequence[Trained], start: Drawn, measure: Measures, rng: np.
     groups: dict[tuple, list[tuple[Trained, int]]] = {}
     for run in runs:
         groups.setdefault((run.label, run.beta, run.steps), []).append((run, often.get(run.seed, 0)))
-    first, points = measure(start, which), {}
-    for (label, _, _), members in groups.items():
+    first, found = measure(start, which), {}
+    for point, members in groups.items():
         chosen = [(run, times) for run, times in members if times] or [(run, 1) for run, _ in members]
         figures = [measure(run.drawn, which) for run, _ in chosen]
         weights = [times for _, times in chosen]
-        mean = {name: float(np.average([each[name] for each in figures], weights=weights)) for name in first}
-        points.setdefault(label, [first]).append(mean)
+        found[point] = {name: float(np.average([each[name] for each in figures], weights=weights)) for name in first}
+    without = next((figures for (label, _, _), figures in found.items() if label == WITHOUT), first)
+    points = {INITIAL: [first]}
+    for (label, _, _), figures in found.items():
+        points.setdefault(label, [first if label in ("refl", WITHOUT) else without]).append(figures)
     return points
 
 
@@ -157,7 +161,7 @@ def picture(path: str, points: Mapping[str, list[dict]], reference: dict[str, fl
 
 def report(out: str, runs: Sequence[Trained], reference: dict[str, float], samples: Sequence[dict[str, list[dict]]]) -> None:
     names = dict.fromkeys((run.label, run.beta, run.steps) for run in runs)
-    rows = {"reference": (reference, {}), "initial": (samples[0][runs[0].label][0], {})}
+    rows = {"reference": (reference, {}), INITIAL: (samples[0][INITIAL][0], {})}
     for label in samples[0]:
         for i, (_, beta, steps) in enumerate(name for name in names if name[0] == label):
             point = samples[0][label][i + 1]

@@ -13,8 +13,8 @@ repeated call goes on.  Beside `named`, `named_new`, `kl_others` and `kl_smiles`
                  from the reference's than 99 % of its own: .01 for its tilted law
     spread       mean squared distance of two pictures of a caption, of the reference's: 1 for its law
 
-Intervals are bootstraps over captions and seeds.  "At the same reward": each objective's points, from the initial generator on
-in the order of their reward, are joined by lines; the lines of two objectives are compared at five rewards that both
+Intervals are bootstraps over captions and seeds.  "At the same reward": each objective's points, from that without a
+reward on (`dmd2`, if it was trained as long; of `refl` the initial generator), in the order of their reward, are joined by lines; the lines of two objectives are compared at five rewards that both
 reach, in each bootstrap sample.  The same at the same share of cheerful faces, which is what the reward is about.  Writes frontier.json, frontier.md and frontier.png.
 """
 
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from checkout import ROOT
-from matched_reward import Drawn, Measures, Trained, report, resampled
+from matched_reward import INITIAL, Drawn, Measures, Trained, report, resampled
 from ml_collections import config_flags
 
 from didr_jax import recipes
@@ -56,7 +56,7 @@ _STEPS = flags.DEFINE_integer("steps", 24, "Solver steps of the reference.")
 _SAMPLES = flags.DEFINE_integer("bootstrap", 200, "Bootstrap samples of an interval.")
 
 FIRST = 0.999  # time at which the reference's steps begin
-INITIAL, REFERENCE = "initial", "reference"
+REFERENCE = "reference"
 
 
 class Painter:
