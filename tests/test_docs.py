@@ -62,7 +62,7 @@ def helped(command: str) -> None:
     told = subprocess.run([sys.executable, words[1], "--help"], cwd=REPO, capture_output=True, text=True, timeout=120)
     assert told.returncode in (0, 1) and "Traceback" not in told.stderr, told.stderr  # absl's own --help returns 1
     known = told.stdout
-    for word in words[2:]:
+    for word in (word for word in words[2:] if word.startswith("--")):
         flag = word.lstrip("-").split("=")[0].split(".")[0]
         assert re.search(rf"--(\[no\])?{flag}\b", known), f"{word}: no such flag"
 

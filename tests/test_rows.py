@@ -134,7 +134,7 @@ def test_over_tensor_a_tower_sums_activations_where_rows_of_kernels_end_and_nowh
 
 
 @pytest.mark.parametrize(
-    "name", ["sdxl", "zimage_adapters", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sdxl_adapters", "zimage"))]
+    "name", ["sdxl", *(pytest.param(n, marks=pytest.mark.slow) for n in ("zimage_adapters", "sdxl_adapters", "zimage"))]
 )
 def test_a_device_does_its_share_of_a_step_and_sends_parameters_only(tmp_path, name):
     step = rows_runs.run(tmp_path, name)

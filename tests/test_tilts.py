@@ -94,6 +94,7 @@ def test_advantage_has_the_gradient_of_the_reward_less_its_layouts_value(t0):
     np.testing.assert_allclose(seen_gradient(t0, x0).reshape(3, -1).mean(-1), slope, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_advantage_tends_to_transport_as_t0_falls():
     """Equation (9): ∇ℓ_adv → −s0² ∇(∇ℓ·∇log p_ref) for a linear ℓ, the tilt that moves every image by s0²∇ℓ."""
     t0, x0 = 0.02, jnp.repeat(jnp.array([-1.0, 0.0, 0.9]), 2000)[:, None]
