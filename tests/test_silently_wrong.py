@@ -125,6 +125,13 @@ def test_a_second_encoder_without_its_projection_is_refused(architectures, says,
     assert says in refused(clip_encoder, tmp_path, xl=True)
 
 
+def test_a_text_encoder_whose_config_is_another_models_is_refused(tmp_path):
+    tiny_sdxl.save_sdxl(tmp_path)
+    config = tmp_path / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "t5"}))
+    assert "is not a CLIP's: it is of a model of type 't5'" in refused(clip_encoder, tmp_path, xl=True)
+
+
 # ------------------------------------------------------------------------------------------- numbers
 
 SHAPES = {"fc": {"kernel": jax.ShapeDtypeStruct((3, 2), jnp.float32), "bias": jax.ShapeDtypeStruct((2,), jnp.bfloat16)}}

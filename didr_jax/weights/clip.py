@@ -154,6 +154,9 @@ def hf_text_config(c: Any, embed: int | None) -> TextConfig:
     )
 
 
+KINDS = ("clip", "clip_text_model", "clip_vision_model")  # what transformers calls a CLIP and its halves
+
+
 def vision_shapes(config: VisionConfig, param_dtype: Any = jnp.float32) -> PyTree:
     """Shapes of a `VisionTower`'s parameters, nothing allocated."""
     pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
@@ -271,7 +274,9 @@ def _hf_config(kind: Any, folder: str | os.PathLike) -> Any:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise InputError(f"{folder} has no config.json; give a Hugging Face CLIP folder or an open_clip file")
-    read_object(path)
+    said = read_object(path).get("model_type", kind.model_type)
+    if said not in KINDS:
+        raise InputError(f"{path} is not a CLIP's: it is of a model of type {said!r}; give the folder that came with the CLIP")
     try:
         return kind.from_pretrained(folder)
     except Exception as error:  # transformers has its own for every kind of odd value
