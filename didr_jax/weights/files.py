@@ -89,7 +89,7 @@ def shards(names: Iterable[str], index: str) -> list[str]:
 def require_variant(variant: str, folders: Iterable[Path]) -> None:
     """Raises InputError if no folder of those that are there has a file of the variant: a slip of the finger, not a choice."""
     names = [path.name for folder in folders if folder.is_dir() for path in folder.iterdir()]
-    tagged = re.compile(rf"({'|'.join(_STEMS)})\.(?P<file>\w+)\.\w+|({'|'.join(_STEMS)})\.\w+\.index\.(?P<index>\w+)\.json")
+    tagged = re.compile(rf"({'|'.join(_STEMS)})(\.(?P<file>\w+)\.\w+|\.\w+\.index\.(?P<index>\w+)\.json)")
     there = sorted({m["file"] or m["index"] for name in names if (m := tagged.fullmatch(name))})
     if names and variant not in there:
         raise InputError(
