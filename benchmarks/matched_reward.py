@@ -1,94 +1,46 @@
-"""Drawn pictures of several trainings against the reference's: figures, and who is better at the same reward.
+"""Who is better at the same reward: trainings of several objectives, strengths and seeds, with bootstrap intervals.
 
-`benchmarks/sprouts_frontier.py` says what the columns are and draws the pictures.
+What a figure is, and of what, a `Study` says: `benchmarks/digits_frontier.py`, `benchmarks/sprouts_frontier.py`.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from didr_jax.distances import frechet_distance, moments
-from didr_jax.recipes.sprouts import judging, parts
 from didr_jax.whole_files import whole_file, write_json
 
 LEVELS = 5  # values of a reward at which two objectives are compared
-MATCHED = ("reward", "cheerful")  # what is the same where they are: the reward, and the share that it is about
 INITIAL, WITHOUT = "initial", "dmd2"  # what training begins with; the objective that all but `refl` are without a reward
 AGAINST = ("dipp", "distar", "refl")  # what every `didr` is compared with
-BETTER = {  # column -> 1: more is better, -1: less is
-    "named": 1, "named_new": 1, "kl_others": -1, "kl_smiles": -1, "to_data": -1, "to_reference": -1, "odd": -1, "spread": 1, "clipscore": 1,
-}  # fmt: skip
+
+Figures = Callable[[np.ndarray | None], dict[str, float]]  # of drawn pictures: those of the rows `which`; None: of all
 
 
-class Drawn(NamedTuple):
-    """Of each caption `[n]` its pictures: `parts [n, draws, 7]`, `features [n, draws, d]`, `reward [n, draws]`, `clipscore`."""
+class Study(NamedTuple):
+    """What is compared.
 
-    parts: np.ndarray
-    features: np.ndarray
-    reward: np.ndarray
-    clipscore: np.ndarray
+    Attributes:
+      better: of each column whether more is better (1) or less (-1).
+      matched: columns that are the same where two objectives are compared: one comparison for each.
+      plotted: six columns for the picture, over the first of `matched`.
+    """
 
-    def rows(self, which: np.ndarray) -> "Drawn":
-        return Drawn(*(column[which] for column in self))
-
-
-class Measures:
-    """Figures of drawn pictures against the reference's; all for a choice of captions."""
-
-    def __init__(self, reference: Drawn, prompts: Sequence[str]):
-        self._prompts = np.array(prompts)
-        self._data = judging.read_judge(judging.SHIPPED / "judge")[1]
-        features = _flat(reference.features)
-        self._reference = judging.grouped(features, parts.cheerful(_flat(reference.parts)))
-        self._roots = {kind: np.linalg.inv(np.linalg.cholesky(cov)) for kind, (_, cov) in self._reference.items()}
-        self._edge = np.quantile(self._far(features), 0.99)
-        self._spread = _pairs(reference.features)
-
-    def _far(self, features: np.ndarray) -> np.ndarray:
-        each = [np.sum(((features - self._reference[kind][0]) @ root.T) ** 2, -1) for kind, root in self._roots.items()]
-        return np.minimum(*each)
-
-    def __call__(self, drawn: Drawn, which: np.ndarray | None = None) -> dict[str, float]:
-        which = np.arange(len(self._prompts)) if which is None else which
-        drawn, prompts = drawn.rows(which), np.repeat(self._prompts[which], drawn.parts.shape[1])
-        features, found = _flat(drawn.features), _flat(drawn.parts)
-        said = judging.verdict(found, features, list(prompts), self._data)
-        law, share = moments(features), float(np.mean(parts.cheerful(found)))
-        return {
-            "reward": float(np.mean(drawn.reward)),
-            "cheerful": said["cheerful"],
-            **{name: said[name] for name in ("named", "named_new", "kl_others", "kl_smiles")},
-            "to_data": said["frechet"],
-            "to_reference": frechet_distance(law, judging.mixed(self._reference, share)),
-            "odd": float(np.mean(self._far(features) > self._edge)),
-            "spread": _pairs(drawn.features) / self._spread,
-            "clipscore": float(np.mean(drawn.clipscore)),
-        }
-
-
-def _flat(x: np.ndarray) -> np.ndarray:
-    return x.reshape(-1, *x.shape[2:])
-
-
-def _pairs(features: np.ndarray) -> float:
-    """Mean squared distance of two different pictures of a caption, `features [n, draws, d]`."""
-    return 2 * float(np.mean(np.sum(np.var(features, axis=1, ddof=1), -1)))
-
-
-# -------------------------------------------------------------------------------------- at matched reward
+    better: Mapping[str, int]
+    matched: tuple[str, ...]
+    plotted: tuple[str, ...]
 
 
 class Trained(NamedTuple):
-    """A run: its objective (and estimator, if not the config's), its strength, seed and pictures."""
+    """A run: its objective (and what else of it differs), its strength, seed and figures."""
 
     label: str
     beta: float
     steps: int
     seed: int
-    drawn: Drawn
+    figures: Figures
 
 
 def curve(points: Sequence[dict[str, float]], column: str, by: str, levels: np.ndarray) -> np.ndarray:
@@ -97,41 +49,58 @@ def curve(points: Sequence[dict[str, float]], column: str, by: str, levels: np.n
     return np.interp(levels, x, y, left=np.nan, right=np.nan)
 
 
-def compared(a: str, b: str, by: str, samples: Sequence[Mapping[str, list[dict]]]) -> dict[str, tuple[float, float, float]]:
+def compared(
+    a: str, b: str, by: str, samples: Sequence[Mapping[str, list[dict]]], better: Mapping[str, int]
+) -> dict[str, tuple[float, float, float]]:
     """Of every column a less b, in the direction that is better, at values of `by` that both reach: mean, and its 95 % interval.
 
     Args:
+      a, b: objectives.
+      by: a column.
       samples: of every bootstrap sample, and first of the runs themselves, the points of each objective.
+      better: see `Study`.
     """
     low = max(min(point[by] for point in samples[0][name]) for name in (a, b))
     high = min(max(point[by] for point in samples[0][name]) for name in (a, b))
     levels, found = np.linspace(low, high, LEVELS + 1)[1:], {}
-    for column, sign in BETTER.items():
+    for column, sign in better.items():
         gain = [sign * np.nanmean(curve(s[a], column, by, levels) - curve(s[b], column, by, levels)) for s in samples]
         found[column] = (gain[0], *np.nanquantile(gain[1:], (0.025, 0.975)))
     return found
 
 
-def resampled(runs: Sequence[Trained], start: Drawn, measure: Measures, rng: np.random.Generator | None) -> dict[str, list[dict]]:
-    """Points of each objective from drawn captions and seeds, each the mean over the seeds; of all of them without `rng`."""
-    n, seeds = len(start.reward), sorted({run.seed for run in runs})
-    which = np.arange(n) if rng is None else rng.integers(n, size=n)
-    chosen_seeds = seeds if rng is None else list(rng.choice(seeds, len(seeds)))
+def resampled(
+    runs: Sequence[Trained], starts: Mapping[int, Figures], rows: int, rng: np.random.Generator | None
+) -> dict[str, list[dict]]:
+    """Points of each objective from drawn rows and seeds, each the mean over the seeds; of all of them without `rng`.
+
+    Args:
+      runs: trainings.
+      starts: of each seed, what the runs began with.
+      rows: how many there are.
+      rng: chooses.
+    """
+    which = None if rng is None else rng.integers(rows, size=rows)
+    seeds = sorted(starts)
+    chosen_seeds = seeds if rng is None else [int(seed) for seed in rng.choice(seeds, len(seeds))]
     often = {seed: chosen_seeds.count(seed) for seed in seeds}
-    groups: dict[tuple, list[tuple[Trained, int]]] = {}
+    first = _mean([starts[seed](which) for seed in seeds], list(often.values()))
+    groups: dict[tuple, list[Trained]] = {}
     for run in runs:
-        groups.setdefault((run.label, run.beta, run.steps), []).append((run, often.get(run.seed, 0)))
-    first, found = measure(start, which), {}
+        groups.setdefault((run.label, run.beta, run.steps), []).append(run)
+    found = {}
     for point, members in groups.items():
-        chosen = [(run, times) for run, times in members if times] or [(run, 1) for run, _ in members]
-        figures = [measure(run.drawn, which) for run, _ in chosen]
-        weights = [times for _, times in chosen]
-        found[point] = {name: float(np.average([each[name] for each in figures], weights=weights)) for name in first}
+        chosen = [run for run in members if often[run.seed]] or members  # a point whose seeds were not drawn is what it is
+        found[point] = _mean([run.figures(which) for run in chosen], [often[run.seed] or 1 for run in chosen])
     without = next((figures for (label, _, _), figures in found.items() if label == WITHOUT), first)
     points = {INITIAL: [first]}
     for (label, _, _), figures in found.items():
         points.setdefault(label, [first if label in ("refl", WITHOUT) else without]).append(figures)
     return points
+
+
+def _mean(figures: Sequence[dict[str, float]], weights: Sequence[int]) -> dict[str, float]:
+    return {name: float(np.average([each[name] for each in figures], weights=weights)) for name in figures[0]}
 
 
 def table(rows: Mapping[str, tuple[dict, dict]]) -> str:
@@ -144,14 +113,22 @@ def table(rows: Mapping[str, tuple[dict, dict]]) -> str:
     return "\n".join(lines)
 
 
-def picture(path: str, points: Mapping[str, list[dict]], reference: dict[str, float]) -> None:
+def picture(path: str, points: Mapping[str, list[dict]], reference: dict[str, float], study: Study) -> None:
     plot, axes = plt.subplots(2, 3, figsize=(13, 7), squeeze=False)
-    for axis, column in zip(axes.flat, ("to_reference", "to_data", "named", "kl_smiles", "odd", "spread"), strict=True):
+    by = study.matched[0]
+    found = {label: [point[by] for point in line] for label, line in points.items()}
+    low, top = min(min(line) for line in found.values()), max(max(line) for label, line in found.items() if label not in AGAINST)
+    right = top + 0.3 * (top - low)  # collapsed runs leave the picture
+    for axis, column in zip(axes.flat, study.plotted, strict=True):
         for label, line in points.items():
-            x, y = np.transpose(sorted((point["reward"], point[column]) for point in line))
+            x, y = np.transpose(sorted((point[by], point[column]) for point in line))
             axis.plot(x, y, "o-", ms=4, label=label)
+        inside = [point[column] for line in points.values() for point in line if point[by] <= right]
+        edge = 0.1 * (max(inside) - min(inside))
+        axis.set_xlim(right=right)
+        axis.set_ylim(min(inside) - edge, max(inside) + edge)
         axis.axhline(reference[column], color="gray", lw=1, ls=":", label="reference")
-        axis.set_xlabel("reward")
+        axis.set_xlabel(by)
         axis.set_title(column)
     axes[0][0].legend(fontsize=7)
     plot.tight_layout()
@@ -159,7 +136,10 @@ def picture(path: str, points: Mapping[str, list[dict]], reference: dict[str, fl
     plt.close(plot)
 
 
-def report(out: str, runs: Sequence[Trained], reference: dict[str, float], samples: Sequence[dict[str, list[dict]]]) -> None:
+def report(
+    out: str, runs: Sequence[Trained], reference: dict[str, float], samples: Sequence[dict[str, list[dict]]], study: Study
+) -> None:
+    """Prints and writes the table of all points, who is better where, and the picture."""
     names = dict.fromkeys((run.label, run.beta, run.steps) for run in runs)
     rows = {"reference": (reference, {}), INITIAL: (samples[0][INITIAL][0], {})}
     for label in samples[0]:
@@ -169,10 +149,16 @@ def report(out: str, runs: Sequence[Trained], reference: dict[str, float], sampl
             seeds = sum((run.label, run.beta, run.steps) == (label, beta, steps) for run in runs)
             rows[f"{label}, β = {beta:g}, {steps} steps, {seeds} seeds"] = point, half
     ours, others = ([label for label in samples[0] if of(label)] for of in (lambda x: x.startswith("didr"), AGAINST.__contains__))
-    matched = {by: {f"{a} against {b}": compared(a, b, by, samples) for a in ours for b in others} for by in MATCHED}
+    matched = {
+        by: {f"{a} against {b}": compared(a, b, by, samples, study.better) for a in ours for b in others} for by in study.matched
+    }
     lines = [table(rows)]
     for by, pairs in matched.items():
-        lines += ["", f"| at the same `{by}`, better by | " + " | ".join(BETTER) + " |", "|---|" + "--:|" * len(BETTER)]
+        lines += [
+            "",
+            f"| at the same `{by}`, better by | " + " | ".join(study.better) + " |",
+            "|---|" + "--:|" * len(study.better),
+        ]
         for name, columns in pairs.items():
             cells = [f"{mean:.3g} ({low:.3g}, {high:.3g})" for mean, low, high in columns.values()]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -181,4 +167,4 @@ def report(out: str, runs: Sequence[Trained], reference: dict[str, float], sampl
     with whole_file(os.path.join(out, "frontier.md")) as file:
         file.write(text)
     write_json(os.path.join(out, "frontier.json"), {"rows": {k: v[0] for k, v in rows.items()}, "matched": matched})
-    picture(os.path.join(out, "frontier.png"), samples[0], reference)
+    picture(os.path.join(out, "frontier.png"), samples[0], reference, study)

@@ -34,7 +34,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/pareto", "Where everything goes.
 _SWEEP = flags.DEFINE_string(
     "sweep",
     "didr:2/1/.5/.25,didr@drp:2/1/.5,dipp:2/1/.5/.25,distar:4/2/1/.5,refl:1#10/1#20/1#40/1#80",
-    "objective[@estimator]:beta[#steps]/… of each curve, separated by commas; refl has no beta, its strength is "
+    "objective[+tilt][@estimator]:beta[#steps]/… of each curve, separated by commas; refl has no beta, its strength is "
     "the number of steps.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the runs: each is repeated with every one of them.")
@@ -44,12 +44,12 @@ def variants(sweep: str):
     """(label, changes to the config's `align` section) of each run of a sweep."""
     for curve in sweep.split(","):
         label, points = curve.split(":")
-        objective, _, estimator = label.partition("@")
+        head, _, estimator = label.partition("@")
+        objective, _, tilt = head.partition("+")
+        fixed = {"objective": objective} | ({"tilt": tilt} if tilt else {}) | ({"estimator": estimator} if estimator else {})
         for point in points.split("/"):
             beta, _, steps = point.partition("#")
-            changes = {"objective": objective, "beta": float(beta)}
-            changes |= {"estimator": estimator} if estimator else {}
-            yield label, changes | ({"steps": int(steps)} if steps else {})
+            yield label, fixed | {"beta": float(beta)} | ({"steps": int(steps)} if steps else {})
 
 
 def run_variant(config, base: str, workdir: str, log: RunLog) -> dict[str, float]:
@@ -105,9 +105,11 @@ def write(workdir: str, rows: list[dict]) -> None:
             x, x_error, y, y_error = np.nan_to_num(np.transpose(curve))
             axis.errorbar(x, y, y_error, x_error, "o-", ms=4, label=label)
         tilted = [of(row, "reward")[0] for row in merged if row["label"].startswith("didr")]
-        top = max(tilted or [of(row, "reward")[0] for row in merged])  # beside DIDR, collapsed runs leave the picture
-        inside = [of(row, name)[0] for row in merged if of(row, "reward")[0] <= 1.3 * top]
-        axis.set_xlim(min(of(row, "reward")[0] for row in merged) - 0.1, 1.3 * top)
+        rewards = [of(row, "reward")[0] for row in merged]
+        low, top = min(rewards), max(tilted or rewards)
+        right = top + 0.3 * (top - low) + 0.1  # beside DIDR, collapsed runs leave the picture
+        inside = [of(row, name)[0] for row in merged if of(row, "reward")[0] <= right]
+        axis.set_xlim(low - 0.1, right)
         axis.set_ylim(0.9 * min(inside), 1.1 * max(inside))
         axis.set_xlabel("reward")
         axis.set_title(name)
