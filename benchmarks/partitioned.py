@@ -60,7 +60,7 @@ def main(argv):
     arguments = plan._placed(stage, config, mesh)
     with jax.set_mesh(mesh), caught() as log:
         traced = stage.compiled(jax.tree.map(lambda a: a.sharding, arguments[0]), mesh).trace(*arguments)
-        one = Partitioned(flops.count_jaxpr(traced.jaxpr.jaxpr), ())
+        one = Partitioned(sum(flops.count_jaxpr(traced.jaxpr.jaxpr).values()), ())
         whole, part = split(traced.lower(), wait=False) if DEVICES.value > 1 else (one, one)
 
     n = DEVICES.value

@@ -1,6 +1,6 @@
 """How the cost of an image grows with chips, batch, K, TA updates and size: products and communication, planned.
 
-    python benchmarks/scaling.py --config=zimage --train=lora --out=scaling                # hours on two cores: 14 programs
+    python benchmarks/scaling.py --config=zimage --train=lora --out=scaling                # 15 programs, half a minute each
     python benchmarks/scaling.py --config=zimage --train=lora --devices=8 --vary= --out=scaling     # one of them
 
 Every point is one partition of the full-size step (benchmarks/partitioned.py, in a process of its own; nothing is computed,
@@ -34,7 +34,13 @@ UTILISATION = flags.DEFINE_float("utilisation", 0.4, "of the peak, in products")
 BUDGET = flags.DEFINE_float("budget", float("inf"), "seconds after which no further program is begun")
 OUT = flags.DEFINE_string("out", "scaling", "folder")
 
-AXES = {"devices": "chips", "rows": "samples of a chip at a time", "K": "K", "ta": "TA updates", "size": "side of the image"}
+AXES = {
+    "devices": "chips",
+    "rows": "samples of a chip at a time",
+    "K": "K of drp",
+    "ta": "TA updates",
+    "size": "side of the image",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Point:
     K: int = 1
     ta: int = 5
     size: int = 1024
+    estimator: str = "auto"
 
     def file(self) -> str:
         words = "-".join(f"{name}{value}" for name, value in vars(self).items())
@@ -55,7 +62,7 @@ class Point:
             sys.executable, os.path.join(ROOT, "benchmarks", "partitioned.py"), f"--config={CONFIG.value}",
             f"--train={TRAIN.value}", f"--devices={self.devices}", f"--data={self.copies}", f"--rows={self.rows}",
             "--micro_batches=1", f"--out={self.file()}", f"align.num_steps={self.K}", f"align.ta_updates={self.ta}",
-            f"image.height={self.size}", f"image.width={self.size}",
+            f"image.height={self.size}", f"image.width={self.size}", f"align.estimator={self.estimator}",
         ]  # fmt: skip
 
 
@@ -65,7 +72,8 @@ def points(island) -> dict[str, list[Point]]:
     base = Point(AT.value, split(AT.value), ROWS.value)
     found = {"devices": [Point(int(n), split(int(n)), ROWS.value) for n in DEVICES.value]}
     for name, value in (each.split("=") for each in VARY.value):
-        found.setdefault(name, [base]).append(dataclasses.replace(base, **{name: int(value)}))
+        begin = dataclasses.replace(base, estimator="drp") if name == "K" else base  # K is its, `own` has none
+        found.setdefault(name, [begin]).append(dataclasses.replace(begin, **{name: int(value)}))
     return {name: sorted(each, key=lambda p, name=name: getattr(p, name)) for name, each in found.items()}
 
 
@@ -86,23 +94,27 @@ def cost(point: Point, machine: str) -> dict[str, float] | None:
     products = counted["products"] / CHIPS[machine].peak / UTILISATION.value
     most, least = found.step(products)
     return {
-        "flops": counted["products"] * each, "sent": (found.sent_inside + found.sent_outside) * each,
+        "flops": counted["products"] * each, "ratio": counted["products"] * counted["devices"] / counted["whole"],
+        "sent": (found.sent_inside + found.sent_outside) * each,
         "products": products * each, "communication": found.seconds * each, "most": most * each, "least": least * each,
     }  # fmt: skip
 
 
 def table(wanted: dict[str, dict[str, list[Point]]]) -> str:
-    head = "| machine | chips | copies | samples | K | TA | side | TFLOP/image | sent, GiB/image | products | communication | share | none hidden | all hidden |"
+    head = "| machine | chips | copies | samples | estimator, K | TA | side | TFLOP/image | of its share | sent, GiB/image | products | communication | share | none hidden | all hidden |"
     lines = [head, "|---|" + "--:|" * (head.count("|") - 2)]
     for machine, groups in wanted.items():
         for point in dict.fromkeys(point for group in groups.values() for point in group):
             if (c := cost(point, machine)) is None:
                 continue
-            where = f"{point.devices} | {point.copies} | {point.rows} | {point.K} | {point.ta} | {point.size}"
+            estimator = "`own`" if point.estimator == "auto" else f"`{point.estimator}`, {point.K}"
+            where = f"{point.devices} | {point.copies} | {point.rows} | {estimator} | {point.ta} | {point.size}"
             share = c["communication"] / c["products"]
             seconds = f"{c['products']:.3g} | {c['communication']:.3g} | {share:.1%} | {c['most']:.3g} | {c['least']:.3g}"
-            lines.append(f"| {machine} | {where} | {c['flops'] / 1e12:.4g} | {c['sent'] / 2**30:.4g} | {seconds} |")
-    note = f"{CONFIG.value}, {TRAIN.value}; seconds of one chip for an image, products at {UTILISATION.value:.0%} of the peak."
+            lines.append(
+                f"| {machine} | {where} | {c['flops'] / 1e12:.4g} | {c['ratio']:.4f} | {c['sent'] / 2**30:.4g} | {seconds} |"
+            )
+    note = f"{CONFIG.value}, {TRAIN.value}; seconds of one chip for an image, products at {UTILISATION.value:.0%} of the peak; of its share: a chip's products × chips / the program's."
     return f"{note}\n\n" + "\n".join(lines) + "\n"
 
 

@@ -125,7 +125,8 @@ def base() -> ml_collections.ConfigDict:
             fsdp=1,  # splits batches and parameters
             tensor=1,  # splits parameters, by the rules
             rules=(),  # rows "regex=axes" that decide before the default how leaves of the state are split
-            min_size=2**16,  # leaves with fewer entries stay whole unless a rule splits them
+            min_size=2**16,  # leaves with fewer entries stay whole unless a rule splits them, and on the devices
+            host=(),  # of the state what waits in the host's memory for its update, as regular expressions, e.g. ("^ema/", "/(mu|nu)/")
         ),
         distributed=_section(  # processes of one run; all of them see the same workdir
             detect=True,  # join the others by what JAX finds of TPU pods, SLURM, Open MPI, Kubernetes

@@ -30,7 +30,8 @@ from didr_jax.planning.partitioned import Collective, read
 from didr_jax.planning.targets import Target
 from didr_jax.training import flops
 from didr_jax.training.flops import Operations
-from didr_jax.training.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, with_places
+from didr_jax.training.host_memory import waits_on_host
+from didr_jax.training.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, state_shardings, with_places
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Finished
 from didr_jax.training.stages import Stage
@@ -46,7 +47,8 @@ class Plan:
       machine: the target.
       mesh: {axis: size}.
       batch_size, micro_batches: of the stage.
-      parts: {name: bytes per device} of all that lives between steps.
+      parts: {name: bytes per device} of all that lives on it between steps.
+      on_host: bytes for each device that lie in its host's memory meanwhile (`config.mesh.host`).
       operations: per step, over all devices, of each dtype (`flops.Operations`); recomputation included.
       padding: bytes per device by which the compiler's layouts enlarge the parts.
       temporaries: bytes per device beside the parts; None: not known.
@@ -66,6 +68,7 @@ class Plan:
     micro_batches: int
     parts: dict[str, int]
     operations: Operations
+    on_host: int = 0
     padding: int = 0
     temporaries: int | None = None
     program: int = 0
@@ -138,7 +141,7 @@ def make_plan(stage: Stage, config, machine: Target, operations: Operations | No
     parts = _bytes_of(arguments)
     fields: dict[str, Any] = dict(
         stage=stage.name, machine=machine, mesh=dict(mesh.shape), batch_size=stage.batch_size,
-        micro_batches=config[stage.name].micro_batches, parts=parts,
+        micro_batches=config[stage.name].micro_batches, parts=parts, on_host=bytes_per_device(arguments, on_host=True),
     )  # fmt: skip
     if operations is None or not only_shapes:
         fields |= stage.settled()._asdict()  # here: among devices that are not here nothing can be computed, not even shapes
@@ -197,7 +200,8 @@ def _placed(stage: Stage, config, mesh) -> tuple[PyTree, PyTree, PyTree]:
     batch = jax.eval_shape(lambda: stage.batch(0)) if stage.batch_shapes is None else stage.batch_shapes
     frozen = {name: weights.shapes for name, weights in stage.frozen.items()}
     rows = NamedSharding(mesh, PartitionSpec(*[None] * stage.batch_axis, ROWS))
-    return place(stage.shapes), place(frozen), with_places(batch, jax.tree.map(lambda _: rows, batch))
+    state = with_places(stage.shapes, state_shardings(stage.shapes, config, mesh))
+    return state, place(frozen), with_places(batch, jax.tree.map(lambda _: rows, batch))
 
 
 def _named(trees: dict[str, PyTree]) -> dict[str, PyTree]:
@@ -216,9 +220,10 @@ def _named(trees: dict[str, PyTree]) -> dict[str, PyTree]:
     return named
 
 
-def bytes_per_device(tree: PyTree) -> int:
-    """Of arrays or shapes with shardings, on the device that holds most."""
-    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+def bytes_per_device(tree: PyTree, on_host: bool = False) -> int:
+    """Of arrays or shapes with shardings, on the device that holds most, or for it in its host's memory."""
+    leaves = [a for a in jax.tree.leaves(tree) if waits_on_host(a) == on_host]
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
 
 
 def refusal(message: str, held: int = 0) -> tuple[str, int | None]:

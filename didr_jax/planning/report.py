@@ -19,6 +19,11 @@ FIRST = (
         "{stage}.micro_batches={most}",
         "one sample per device at a time",
     ),
+    Advice(
+        lambda c, p: p.machine.chip is not None and not c.mesh.host,
+        'mesh.host=\'("^ema/","/(mu|nu)/")\'',
+        "the average and the optimisers' moments wait in the host's memory",
+    ),
 )
 LAST = (Advice(lambda c, p: True, "a larger machine", "every part but the temporaries shrinks with mesh.fsdp"),)
 
@@ -48,6 +53,8 @@ def report(plan: Plan, config, recipe: Recipe) -> str:
     if chip:
         verdict = {True: "fits", False: "does NOT fit", None: "fits without activations"}[plan.fits]
         lines.append(f"{_row('a device has', chip.memory)}   {verdict}")
+    if plan.on_host:
+        lines.append(_row("of the host's memory besides", plan.on_host))
     if plan.refused:
         lines.append(f"the compiler refused the program: {plan.refused}")
     if plan.fits is False:

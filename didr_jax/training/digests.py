@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from didr_jax.training.host_memory import near
 from didr_jax.training.parallel import path_of, settle
 from didr_jax.types import Array, PyTree
 
@@ -15,6 +16,7 @@ from didr_jax.types import Array, PyTree
 @jax.jit
 def _digest(before: Array, x: Array) -> Array:
     """3·before + Σ_i bits_i · (2i + 1) mod 2³²: odd weights, so that every single change shows."""
+    x = near(x)
     word = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
     bits = x.astype(word) if x.dtype == bool else jax.lax.bitcast_convert_type(x, word)
     index = jnp.zeros((), jnp.uint32)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from didr_jax.training.host_memory import waits_on_host
 from didr_jax.training.stages import Stage
 from didr_jax.types import PyTree
 
@@ -46,7 +47,8 @@ def _count(tree: PyTree) -> str:
 
 def _held(tree: PyTree) -> int:
     """Bytes on one device."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    here = [leaf for leaf in jax.tree.leaves(tree) if not waits_on_host(leaf)]
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in here)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.chips import pace_here
 from didr_jax.training.evaluation import PREFIX, Evaluators, Verdict
 from didr_jax.training.hacking import HackingWatch, in_words
+from didr_jax.training.host_memory import near
 from didr_jax.training.introduction import heartbeat, introduction
 from didr_jax.training.metrics import Progress, RunLog, read_metrics
 from didr_jax.training.parallel import check_batches, held, put_rows
@@ -47,7 +48,7 @@ def run_stage(stage: Stage, label: str, run: Run, stop: StopRequest) -> dict[str
             shapes = run.placed(stage.shapes)
             products = _finished(stage, saves, shapes, run)
         if products is None:
-            products = stage.made_of(_trained(stage, label, shapes, saves, run, stop))
+            products = near(stage.made_of(_trained(stage, label, shapes, saves, run, stop)))
         else:
             run.log.say(f"{label}  finished at step {stage.steps}")
         return {name: held(arrays) for name, arrays in products.items()}
@@ -139,7 +140,7 @@ def _loop(
             return {}, None
         with progress.paused(), heartbeat(run.log.say, f"{label}  still judging step {done}"):
             with stop.at_once(f"{label} was judged at step {done}"):
-                verdict = evaluators.run(names, stage.made_of(state))
+                verdict = evaluators.run(names, near(stage.made_of(state)))
             marks, raised = alarm.look(done, {name.removeprefix(PREFIX): value for name, value in verdict.figures.items()})
             _log_verdict(verdict, marks, label, stage.name, done, run.log)
             message = f"{label}  {done:>5}  {in_words(raised)}" if raised else None

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from didr_jax.training.host_memory import back, near
 from didr_jax.training.rounding import stored
 from didr_jax.types import Array, PRNGKey, PyTree
 
@@ -135,10 +136,11 @@ def guarded_update(
     """
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-    updates, new_opt_state = tx.update(grads, opt_state, params)
+    moments = near(opt_state, after=grads)
+    updates, new_moments = tx.update(grads, moments, params)
     new_params = optax.apply_updates(params, updates)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-    return keep(new_params, params), keep(new_opt_state, opt_state), norm, 1 - finite.astype(jnp.int32)
+    return keep(new_params, params), back(keep(new_moments, moments), opt_state), norm, 1 - finite.astype(jnp.int32)
 
 
 def moving_average(average: PyTree, params: PyTree, step: Array, decay: float, key: PRNGKey) -> PyTree:
@@ -149,4 +151,5 @@ def moving_average(average: PyTree, params: PyTree, step: Array, decay: float, k
     rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     # in float32: 0.999 is 1 in bfloat16
     after = lambda a, p: a.astype(jnp.float32) * rate + p.astype(jnp.float32) * (1 - rate)
-    return stored(jax.tree.map(after, average, params), average, key)
+    here = near(average, after=params)
+    return back(stored(jax.tree.map(after, here, params), here, key), average)

@@ -26,6 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from didr_jax.training.host_memory import HOST
 from didr_jax.types import InputError, PyTree, Weights
 
 AXES = ("data", "fsdp", "tensor")
@@ -131,14 +132,36 @@ def path_of(keys) -> str:
     return "/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in keys)
 
 
-def shardings(tree: PyTree, config, mesh: Mesh) -> PyTree:
-    """A sharding for every leaf (anything with a shape) of `tree`, by the rules of `config.mesh`."""
+def parse_host(patterns) -> list[re.Pattern]:
+    """`config.mesh.host`; raises InputError for one that is no regular expression."""
+    found = []
+    for pattern in patterns:
+        try:
+            found.append(re.compile(pattern))
+        except re.error as error:
+            raise InputError(f"config.mesh.host: {pattern!r} is not a regular expression ({error})") from None
+    return found
+
+
+def shardings(tree: PyTree, config, mesh: Mesh, host: Sequence[re.Pattern] = ()) -> PyTree:
+    """A sharding for every leaf (anything with a shape) of `tree`, by the rules of `config.mesh`.
+
+    Leaves whose path matches one of `host` lie in the host's memory (`host_memory`), if it has `mesh.min_size` entries.
+    """
     table = parse_rules(config.mesh.rules)
 
     def place(keys, leaf):
-        return NamedSharding(mesh, spec_of(path_of(keys), np.shape(leaf), table, mesh, config.mesh.min_size))
+        path, shape = path_of(keys), np.shape(leaf)
+        away = math.prod(shape) >= config.mesh.min_size and any(pattern.search(path) for pattern in host)
+        spec = spec_of(path, shape, table, mesh, config.mesh.min_size)
+        return NamedSharding(mesh, spec, memory_kind=HOST if away else None)
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def state_shardings(state: PyTree, config, mesh: Mesh) -> PyTree:
+    """`shardings` of a training state, parts of which `config.mesh.host` may leave to the host's memory."""
+    return shardings(state, config, mesh, parse_host(config.mesh.host))
 
 
 def with_places(shapes: PyTree, places: PyTree) -> PyTree:

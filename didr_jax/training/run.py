@@ -12,7 +12,7 @@ from didr_jax.checks import listed
 from didr_jax.training.checkpoint import Checkpoints
 from didr_jax.training.hacking import MARK, UNHARMED
 from didr_jax.training.metrics import RunLog
-from didr_jax.training.parallel import shardings, with_places
+from didr_jax.training.parallel import shardings, state_shardings, with_places
 from didr_jax.training.redact import redacted
 from didr_jax.training.save_meta import code_version
 from didr_jax.types import InputError, PyTree, Weights
@@ -71,9 +71,9 @@ class Run:
         """A sharding for every leaf."""
         return shardings(tree, self.config, self.mesh)
 
-    def placed(self, shapes: PyTree) -> PyTree:
-        """The same shapes with their shardings."""
-        return with_places(shapes, self.places(shapes))
+    def placed(self, state: PyTree) -> PyTree:
+        """The same shapes, of a training state, with their shardings."""
+        return with_places(state, state_shardings(state, self.config, self.mesh))
 
     def load(self, weights: Mapping[str, Weights]) -> dict[str, PyTree]:
         """The arrays of each, on the devices."""

@@ -9,7 +9,7 @@ from didr_jax.schedules import Schedule
 from didr_jax.tilts import TILTS, check_estimate
 from didr_jax.training.hacking import HACKING
 from didr_jax.training.optim import MOMENT_DECAY, OPTIMIZERS, WITH_SECOND
-from didr_jax.training.parallel import parse_rules
+from didr_jax.training.parallel import parse_host, parse_rules
 from didr_jax.training.trackers import SERVICES
 from didr_jax.training.values import check_values, spell_out
 from didr_jax.types import InputError
@@ -26,6 +26,7 @@ def validate(config) -> None:
     require_choice("watch.hacking", config.watch.hacking, HACKING)
     require_choice("profile.stage", config.profile.stage, ("", *config.stages))
     parse_rules(config.mesh.rules)
+    parse_host(config.mesh.host)
     for name in config.stages:
         require(name in config, "stages", config.stages, f"config has no section {name!r}")
         stage = config[name]

@@ -156,7 +156,7 @@ SHAPES: Mapping[str, tuple[int | None, ...]] = {
     "target_betas": (None,),
     "generator_timesteps": (None,),
 }
-TEXTS = ("stages", "mesh.rules", "lora.layers", "rewards.held_out")  # lists of words
+TEXTS = ("stages", "mesh.rules", "mesh.host", "lora.layers", "rewards.held_out")  # lists of words
 
 _FLOATS = ("float32", "bfloat16", "float16")
 DTYPES: Mapping[str, tuple[str, ...]] = {
