@@ -44,20 +44,19 @@ class Painter:
     def _products(self):
         return saved_products(self._run, str(self._step))
 
-    @functools.cached_property
-    def _judge(self) -> digits.DigitsJudge:
-        return digits.judge_of(self.recipe, self._products, self._run)
-
     def _seen(self, images: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
-        logits, features = jax.jit(self.recipe.classify)(self._run.load(self._products["judge"])["params"], images)
-        right = np.argmax(logits, -1) == label
-        return Seen(np.asarray(features, np.float64), right, self._judge.reward(images, label), label)._asdict()
+        judge, reward = (self._run.load(self._products[stage])["params"] for stage in ("judge", "reward"))
+        logits, features = jax.jit(self.recipe.classify)(judge, images)
+        preferred = jax.jit(self.recipe.prefer)(reward, images, {"label": label})
+        seen = Seen(np.asarray(features, np.float64), np.argmax(logits, -1) == label, np.asarray(preferred, np.float64), label)
+        return seen._asdict()
 
     def real(self) -> dict[str, np.ndarray]:
         return self._seen(self.recipe.splits[1].images, self.recipe.splits[1].labels)
 
     def reference(self) -> dict[str, np.ndarray]:
-        return self._seen(self._judge.reference.images, self._judge.reference.labels)
+        n, params = self.recipe.config.eval.samples, self._run.load(self._products["pretrain"])["params"]
+        return self._seen(digits.many_steps(self.recipe, params, n), np.arange(n) % NUM_CLASSES)
 
     def generator(self, stage: str) -> dict[str, np.ndarray]:
         n = self.recipe.config.eval.samples
@@ -79,7 +78,7 @@ def main(_argv) -> None:
             references.append(measures[seed](seen["reference"]))
             starts[seed] = functools.partial(measures[seed], seen["initial"])
         figures = functools.partial(measures[seed], Seen(**kept(os.path.join(workdir, f"drawn-{step}.npz"), aligned)))
-        label = label_of(config.align, _CONFIG.value.align, decoded=False)
+        label = label_of(config, _CONFIG.value, decoded=False)
         runs.append(Trained(label, config.align.beta, step, seed, figures))
         print(workdir, step, json.dumps(figures()), flush=True)
     rng, rows = np.random.default_rng(0), len(seen["initial"].label)

@@ -27,18 +27,18 @@ def saves(folder: str) -> Iterator[tuple[Any, str, int]]:
                 yield config, workdir, step
 
 
-def label_of(align, base, decoded: bool) -> str:
-    """The objective; of `didr` also its estimator, and its target and its range of times where they are not `base`'s.
+def label_of(config, base, decoded: bool) -> str:
+    """The objective; of `didr` also its estimator, and its target and its range of times where they are not those of the config `base`.
 
     `decoded`: whether the reward is of a decoded picture (`diffused_reward.resolve`).
     """
-    label = align.objective
-    if not OBJECTIVES[label].estimates:
-        return label
-    label += f"@{resolve(align.estimator, decoded=decoded)}"
-    if align.tilt != base.tilt:
-        label += f" {align.tilt}, t0={align.tilt_t0:g}"
-    return label + (f" t<{align.generator_t_max:g}" if align.generator_t_max != base.generator_t_max else "")
+    align, label = config.align, config.align.objective
+    if OBJECTIVES[label].estimates:
+        label += f"@{resolve(align.estimator, decoded=decoded)}"
+        label += f" {align.tilt}, t0={align.tilt_t0:g}" if align.tilt != base.align.tilt else ""
+        label += f" t<{align.generator_t_max:g}" if align.generator_t_max != base.align.generator_t_max else ""
+    trained = config.network.get("generator", "full")
+    return label + (f" {trained}" if trained != base.network.get("generator", "full") else "")
 
 
 def kept(path: str, draw: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

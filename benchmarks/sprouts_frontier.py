@@ -104,7 +104,7 @@ def main(_argv) -> None:
             return painter().generator(trained(recipes.build(config).task, painter().frozen, products, run))
 
         pictures = drawn(os.path.join(workdir, f"drawn-{_DRAWS.value}-{step}.npz"), draw)
-        label = label_of(config.align, base.align, decoded=True)
+        label = label_of(config, base, decoded=True)
         runs.append(Trained(label, config.align.beta, step, config.seed, functools.partial(measure, pictures)))
         print(workdir, step, json.dumps(measure(pictures)), flush=True)
     rng, starts = np.random.default_rng(0), dict.fromkeys([run.seed for run in runs], functools.partial(measure, start))
