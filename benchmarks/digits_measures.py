@@ -46,10 +46,12 @@ class Seen(NamedTuple):
 
 def tilted(law: Seen, reward: float) -> np.ndarray:
     """Weights ∝ exp(λr) within each class, λ such that their mean reward is `reward`, or as near as `STEEPEST` comes."""
+    ends = np.array([[law.reward[law.label == c].min(), law.reward[law.label == c].max()] for c in range(NUM_CLASSES)])
     low, high = -STEEPEST, STEEPEST
     for _ in range(40):
         λ = (low + high) / 2
-        weights = digits.DigitsJudge.class_weights(law.label, λ * law.reward)
+        within = np.exp(λ * (law.reward - ends[law.label, int(λ > 0)]))
+        weights = within / np.bincount(law.label, within)[law.label] / NUM_CLASSES
         low, high = (λ, high) if weights @ law.reward < reward else (low, λ)
     return weights
 
@@ -66,8 +68,11 @@ class Measures:
         self._edge, self._spread = np.quantile(self._far(reference), 0.99), self._pairs(reference)
 
     def _far(self, seen: Seen) -> np.ndarray:
-        means, roots = np.stack([mean for mean, _ in self._classes]), np.stack(self._roots)
-        return np.sum(np.einsum("nij,nj->ni", roots[seen.label], seen.features - means[seen.label]) ** 2, -1)
+        far = np.zeros(len(seen.label))
+        for c, ((mean, _), root) in enumerate(zip(self._classes, self._roots, strict=True)):
+            rows = seen.label == c
+            far[rows] = np.sum(((seen.features[rows] - mean) @ root.T) ** 2, -1)
+        return far
 
     def _pairs(self, seen: Seen) -> float:
         of = lambda c: 2 * np.var(seen.features[seen.label == c], axis=0, ddof=1).sum()
