@@ -136,7 +136,7 @@ def plot(wanted: dict[str, dict[str, list[Point]]]) -> None:
             axis.plot(x, [c["least"] for _, c in known], ".:", color=f"C{i}", label="all hidden")
         axis.set(xlabel=AXES[name])
         if axis.lines:
-            axis.set(xscale="log", yscale="log")
+            axis.set(xscale="log", ylim=(0, 1.08 * max(max(line.get_ydata()) for line in axis.lines)))
             ticks = sorted({value for line in axis.lines for value in line.get_xdata()})
             axis.set_xticks(ticks, [str(value) for value in ticks])
             axis.minorticks_off()

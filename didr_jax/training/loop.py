@@ -73,7 +73,7 @@ def _finished(stage: Stage, saves: Checkpoints, shapes, run: Run) -> dict[str, P
 
 def _trained(stage: Stage, label: str, shapes, saves: Checkpoints, run: Run, stop: StopRequest):
     places = jax.tree.map(lambda a: a.sharding, shapes)
-    with heartbeat(run.log.say, f"{label}  no step is done yet: compiling") as compiling:
+    with heartbeat(run.log.say, f"{label}  no step is done yet: preparing its data or compiling") as compiling:
         with stop.at_once(f"{label} began"):
             first, state = _begun(stage, label, shapes, places, saves, run)
             if first == stage.steps:
