@@ -49,6 +49,7 @@ class Painter:
     """Draws the evaluation captions, each several times, by any generator of the config's shape."""
 
     def __init__(self, config, workdir: str):
+        config.unroll = False  # the reference's steps are many, and no convolution is among them
         self.task, self.config = recipes.build(config).task, config
         self.run = Run(config, workdir, make_mesh(config.mesh), RunLog(workdir))
         self._judges = [PromptJudge(self.task, config.eval.num, config.eval.seed + i) for i in range(_DRAWS.value)]

@@ -163,7 +163,7 @@ class Sprouts(Recipe):
         def loss(params, frozen, batch, noise):
             text = family.text(frozen["words"], batch["tokens"])
             denoiser = lambda x_t, t: self.denoise(params, x_t, t, text)
-            return denoising_loss(denoiser, family.schedule, batch["x0"], noise["eps"], noise["t"], family.prediction), {}
+            return denoising_loss(denoiser, family.schedule, batch["x0"], noise["eps"], noise["t"], family.weighting), {}
 
         def captioned(rng, n):
             drawn = self.album("train").parts

@@ -140,6 +140,6 @@ def _prediction_loss(recipe, params: PyTree, latents: np.ndarray, drawn: np.ndar
     def loss(params, rows):
         text = family.text(params["words"], rows["tokens"])
         denoiser = lambda x_t, t: recipe.denoise(params["reference"], x_t, t, text)
-        return denoising_loss(denoiser, schedule, rows["x0"], rows["eps"], rows["t"], family.prediction)
+        return denoising_loss(denoiser, schedule, rows["x0"], rows["eps"], rows["t"], family.weighting)
 
     return float(np.mean(over_rows(jax.jit(loss), params, rows, SIZE)))

@@ -25,7 +25,8 @@ class Family:
       latent: shape of a latent, `[h, w, c]`.
       centred: whether latents are shifted to zero mean; otherwise they are scaled only.
       schedule: the noise schedule.
-      prediction: what the network predicts, a key of `diffusion.PREDICTIONS`, and in whose units its error is measured.
+      prediction: what the network predicts, a key of `diffusion.PREDICTIONS`.
+      weighting: in whose units its error is measured, another such key.
       times: range of t that the reference is trained at.
       one_step_time: t at which a one-step generator takes unit noise.
       convolves: whether the network has convolutions, for which `config.unroll` lays a solver's steps out flat.
@@ -40,6 +41,7 @@ class Family:
     centred: bool
     schedule: Schedule
     prediction: str
+    weighting: str
     times: tuple[float, float]
     one_step_time: float
     convolves: bool

@@ -29,7 +29,7 @@ class ZImage(Family):
     vae_json = networks.VAE
     latent = (SIDE // 8, SIDE // 8, 16)
     centred = True
-    prediction = "velocity"
+    prediction = weighting = "velocity"
     times = (0.001, 0.999)
     one_step_time = 1.0
     convolves = False
