@@ -66,6 +66,7 @@ def small_sdxl(folder: str) -> ml_collections.ConfigDict:
     config.unroll = True
     config.align.batch_size = 32
     config.align.ta_updates = 2
+    config.align.ta_weighting = "v"  # as the reference was trained (families/sdxl.py)
     config.align.ta_optimizer.lr = 1e-3
     for part in (config.align.generator_optimizer, config.align.ta_optimizer):
         part.update(MUON | dict(warmup=10, decay=True))

@@ -1,4 +1,4 @@
-"""SDXL in small: a UNet that predicts noise, told by two CLIP text towers, on latents of 4 channels."""
+"""SDXL in small: a UNet that predicts v, told by two CLIP text towers, on latents of 4 channels."""
 
 from collections.abc import Sequence
 
@@ -27,8 +27,8 @@ class SDXL(Family):
     vae_json = networks.VAE
     latent = (SIDE // 4, SIDE // 4, 4)
     centred = False  # the pipeline scales latents and does not shift them
-    prediction = "eps"
-    weighting = "v"  # in units of ε an x̂0 worse than the data's mean cost nothing at t = .97, and captions were not learned
+    # Not ε as SDXL's: in its units an x̂0 worse than the data's mean cost nothing at t = .97, and captions were not learned.
+    prediction = weighting = "v"
     times = (0.0, 1.0)
     one_step_time = 0.399
     convolves = True

@@ -75,13 +75,13 @@ UNET = {
     "addition_time_embed_dim": _TIME,
     "projection_class_embeddings_input_dim": 6 * _TIME + POOLED,
 }
-SCHEDULER = {  # SDXL's
+SCHEDULER = {  # SDXL's, but for what is predicted
     "_class_name": "EulerDiscreteScheduler",
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
+    "prediction_type": "v_prediction",
     "interpolation_type": "linear",
     "steps_offset": 1,
     "timestep_spacing": "leading",
