@@ -1,6 +1,6 @@
 """Fidelity at matched reward on digits: what `benchmarks/pareto.py` trained, image by image, with bootstrap intervals.
 
-    python benchmarks/pareto.py --config=configs/digits.py --workdir=runs/pareto --sweep=dmd2:1,didr+anchored:1/.5/.25,dipp:2/1/.5 --seeds=0,1,2
+    python benchmarks/pareto.py --config=configs/digits.py --workdir=runs/pareto --sweep=dmd2:1,didr+anchored:.5/.25,dipp:1/.6,distar:1,didr:1/.6 --seeds=0,1,2
     python benchmarks/digits_frontier.py --runs=runs/pareto
 
 Every run's last generator, its initial one and the reference draw `config.eval.samples` images with the same noise; the seed's own
@@ -23,7 +23,6 @@ from ml_collections import config_flags
 
 from didr_jax import recipes
 from didr_jax.recipes.digits import report as digits
-from didr_jax.recipes.digits.data import NUM_CLASSES
 from didr_jax.training.metrics import RunLog
 from didr_jax.training.parallel import make_mesh
 from didr_jax.training.run import Run, saved_products
@@ -56,12 +55,12 @@ class Painter:
 
     def reference(self) -> dict[str, np.ndarray]:
         n, params = self.recipe.config.eval.samples, self._run.load(self._products["pretrain"])["params"]
-        return self._seen(digits.many_steps(self.recipe, params, n), np.arange(n) % NUM_CLASSES)
+        return self._seen(digits.many_steps(self.recipe, params, n), digits.in_turn(n))
 
     def generator(self, stage: str) -> dict[str, np.ndarray]:
         n = self.recipe.config.eval.samples
         images = digits.generated(self.recipe, digits.generator_of(self._products, self._run, stage), n)
-        return self._seen(images, np.arange(n) % NUM_CLASSES)
+        return self._seen(images, digits.in_turn(n))
 
 
 def main(_argv) -> None:

@@ -10,9 +10,9 @@ spread  mean squared distance of two images of a class, of the reference's: 1 fo
 from typing import NamedTuple
 
 import numpy as np
-from matched_reward import Study
+from matched_reward import Study, rows_of
 
-from didr_jax.distances import frechet_distance, moments
+from didr_jax.distances import frechet_distance, mahalanobis, moments
 from didr_jax.recipes.digits import report as digits
 from didr_jax.recipes.digits.data import NUM_CLASSES
 
@@ -40,18 +40,13 @@ class Seen(NamedTuple):
     reward: np.ndarray
     label: np.ndarray
 
-    def rows(self, which: np.ndarray) -> "Seen":
-        return Seen(*(column[which] for column in self))
-
 
 def tilted(law: Seen, reward: float) -> np.ndarray:
     """Weights ∝ exp(λr) within each class, λ such that their mean reward is `reward`, or as near as `STEEPEST` comes."""
-    ends = np.array([[law.reward[law.label == c].min(), law.reward[law.label == c].max()] for c in range(NUM_CLASSES)])
     low, high = -STEEPEST, STEEPEST
     for _ in range(40):
         λ = (low + high) / 2
-        within = np.exp(λ * (law.reward - ends[law.label, int(λ > 0)]))
-        weights = within / np.bincount(law.label, within)[law.label] / NUM_CLASSES
+        weights = digits.DigitsJudge.class_weights(law.label, λ * law.reward)
         low, high = (λ, high) if weights @ law.reward < reward else (low, λ)
     return weights
 
@@ -64,14 +59,13 @@ class Measures:
         even = lambda law: digits.DigitsJudge.class_weights(law.label, np.zeros(len(law.label)))
         self._plain = {name: moments(law.features, even(law)) for name, law in self._laws.items()}
         self._classes = [moments(reference.features[reference.label == c]) for c in range(NUM_CLASSES)]
-        self._roots = [np.linalg.inv(np.linalg.cholesky(cov)) for _, cov in self._classes]
         self._edge, self._spread = np.quantile(self._far(reference), 0.99), self._pairs(reference)
 
     def _far(self, seen: Seen) -> np.ndarray:
         far = np.zeros(len(seen.label))
-        for c, ((mean, _), root) in enumerate(zip(self._classes, self._roots, strict=True)):
+        for c, law in enumerate(self._classes):
             rows = seen.label == c
-            far[rows] = np.sum(((seen.features[rows] - mean) @ root.T) ** 2, -1)
+            far[rows] = mahalanobis(seen.features[rows], law)
         return far
 
     def _pairs(self, seen: Seen) -> float:
@@ -79,7 +73,7 @@ class Measures:
         return float(np.mean([of(c) for c in range(NUM_CLASSES)]))
 
     def __call__(self, seen: Seen, which: np.ndarray | None = None) -> dict[str, float]:
-        seen = seen if which is None else seen.rows(which)
+        seen = seen if which is None else rows_of(seen, which)
         own, reward = moments(seen.features), float(np.mean(seen.reward))
         return {
             "reward": reward,

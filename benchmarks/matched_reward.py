@@ -5,7 +5,7 @@ What a figure is, and of what, a `Study` says: `benchmarks/digits_frontier.py`, 
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,6 +17,14 @@ INITIAL, WITHOUT = "initial", "dmd2"  # what training begins with; the objective
 AGAINST = ("dipp", "distar", "refl")  # what every `didr` is compared with
 
 Figures = Callable[[np.ndarray | None], dict[str, float]]  # of drawn pictures: those of the rows `which`; None: of all
+
+
+Columns = TypeVar("Columns", bound=tuple)
+
+
+def rows_of(columns: Columns, which: np.ndarray) -> Columns:
+    """The rows `which` of a named tuple of arrays."""
+    return type(columns)(*(column[which] for column in columns))
 
 
 class Study(NamedTuple):
@@ -113,12 +121,19 @@ def table(rows: Mapping[str, tuple[dict, dict]]) -> str:
     return "\n".join(lines)
 
 
+def right_edge(kept: Sequence[float], values: Sequence[float]) -> float:
+    """Of an axis that shows those of `values` that are not far beyond all of `kept`: collapsed runs leave the picture."""
+    low, top = min(values), max(kept)
+    return top + 0.3 * (top - low) + 0.1
+
+
 def picture(path: str, points: Mapping[str, list[dict]], reference: dict[str, float], study: Study) -> None:
     plot, axes = plt.subplots(2, 3, figsize=(13, 7), squeeze=False)
     by = study.matched[0]
     found = {label: [point[by] for point in line] for label, line in points.items()}
-    low, top = min(min(line) for line in found.values()), max(max(line) for label, line in found.items() if label not in AGAINST)
-    right = top + 0.3 * (top - low)  # collapsed runs leave the picture
+    right = right_edge(
+        [x for label, line in found.items() if label not in AGAINST for x in line], [x for line in found.values() for x in line]
+    )
     for axis, column in zip(axes.flat, study.plotted, strict=True):
         for label, line in points.items():
             x, y = np.transpose(sorted((point[by], point[column]) for point in line))

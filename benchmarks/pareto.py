@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags, logging
 from checkout import ROOT
+from matched_reward import right_edge
 from ml_collections import config_flags
 
 from didr_jax import recipes
@@ -106,10 +107,9 @@ def write(workdir: str, rows: list[dict]) -> None:
             axis.errorbar(x, y, y_error, x_error, "o-", ms=4, label=label)
         tilted = [of(row, "reward")[0] for row in merged if row["label"].startswith("didr")]
         rewards = [of(row, "reward")[0] for row in merged]
-        low, top = min(rewards), max(tilted or rewards)
-        right = top + 0.3 * (top - low) + 0.1  # beside DIDR, collapsed runs leave the picture
+        right = right_edge(tilted or rewards, rewards)
         inside = [of(row, name)[0] for row in merged if of(row, "reward")[0] <= right]
-        axis.set_xlim(low - 0.1, right)
+        axis.set_xlim(min(rewards) - 0.1, right)
         axis.set_ylim(0.9 * min(inside), 1.1 * max(inside))
         axis.set_xlabel("reward")
         axis.set_title(name)

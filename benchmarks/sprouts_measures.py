@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matched_reward import Study
+from matched_reward import Study, rows_of
 
-from didr_jax.distances import frechet_distance, moments
+from didr_jax.distances import frechet_distance, mahalanobis, moments
 from didr_jax.recipes.sprouts import judging, parts
 
 STUDY = Study(
@@ -34,9 +34,6 @@ class Drawn(NamedTuple):
     reward: np.ndarray
     clipscore: np.ndarray
 
-    def rows(self, which: np.ndarray) -> "Drawn":
-        return Drawn(*(column[which] for column in self))
-
 
 class Measures:
     """Figures of drawn pictures against the reference's; all for a choice of captions."""
@@ -46,17 +43,15 @@ class Measures:
         self._data = judging.read_judge(judging.SHIPPED / "judge")[1]
         features = _flat(reference.features)
         self._reference = judging.grouped(features, parts.cheerful(_flat(reference.parts)))
-        self._roots = {kind: np.linalg.inv(np.linalg.cholesky(cov)) for kind, (_, cov) in self._reference.items()}
         self._edge = np.quantile(self._far(features), 0.99)
         self._spread = _pairs(reference.features)
 
     def _far(self, features: np.ndarray) -> np.ndarray:
-        each = [np.sum(((features - self._reference[kind][0]) @ root.T) ** 2, -1) for kind, root in self._roots.items()]
-        return np.minimum(*each)
+        return np.minimum(*(mahalanobis(features, law) for law in self._reference.values()))
 
     def __call__(self, drawn: Drawn, which: np.ndarray | None = None) -> dict[str, float]:
         which = np.arange(len(self._prompts)) if which is None else which
-        drawn, prompts = drawn.rows(which), np.repeat(self._prompts[which], drawn.parts.shape[1])
+        drawn, prompts = rows_of(drawn, which), np.repeat(self._prompts[which], drawn.parts.shape[1])
         features, found = _flat(drawn.features), _flat(drawn.parts)
         said = judging.verdict(found, features, list(prompts), self._data)
         law, share = moments(features), float(np.mean(parts.cheerful(found)))

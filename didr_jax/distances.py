@@ -38,6 +38,17 @@ def frechet_distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.n
     return float(np.sum((a[0] - b[0]) ** 2) + np.trace(a[1] + b[1] - 2 * np.real(root)))
 
 
+def mahalanobis(features: np.ndarray, law: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Squared distances `[n]` of features `[n, d]` from a (mean, covariance), in units of its spread.
+
+    >>> mahalanobis(np.array([[2.0, 0.0], [0.0, 2.0]]), (np.zeros(2), np.diag([1.0, 4.0])))
+    array([4., 1.])
+    """
+    mean, covariance = law
+    root = np.linalg.inv(np.linalg.cholesky(covariance))
+    return np.sum(((features - mean) @ root.T) ** 2, -1)
+
+
 def knn_entropy(x: np.ndarray, k: int = 5) -> float:
     """Differential entropy (nats) of the law that samples `[n, d]` came from (Kozachenko & Leonenko, 1987)."""
     n, d = x.shape

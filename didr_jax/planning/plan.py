@@ -15,7 +15,6 @@ A program that is too large is refused by the TPU's compiler, which then says ho
 """
 
 import dataclasses
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -30,8 +29,17 @@ from didr_jax.planning.partitioned import Collective, read
 from didr_jax.planning.targets import Target
 from didr_jax.training import flops
 from didr_jax.training.flops import Operations
-from didr_jax.training.host_memory import waits_on_host
-from didr_jax.training.parallel import AXES, ROWS, check_batches, make_mesh, mesh_sizes, shardings, state_shardings, with_places
+from didr_jax.training.parallel import (
+    AXES,
+    ROWS,
+    bytes_per_device,
+    check_batches,
+    make_mesh,
+    mesh_sizes,
+    shardings,
+    state_shardings,
+    with_places,
+)
 from didr_jax.training.recipe import Recipe
 from didr_jax.training.run import Finished
 from didr_jax.training.stages import Stage
@@ -218,12 +226,6 @@ def _named(trees: dict[str, PyTree]) -> dict[str, PyTree]:
             else:
                 named[f"{kind} {name}"] = child
     return named
-
-
-def bytes_per_device(tree: PyTree, on_host: bool = False) -> int:
-    """Of arrays or shapes with shardings, on the device that holds most, or for it in its host's memory."""
-    leaves = [a for a in jax.tree.leaves(tree) if waits_on_host(a) == on_host]
-    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
 
 
 def refusal(message: str, held: int = 0) -> tuple[str, int | None]:

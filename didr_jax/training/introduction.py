@@ -1,7 +1,6 @@
 """What a stage says before its first step, and while nothing else is to be seen."""
 
 import contextlib
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from didr_jax.training.host_memory import waits_on_host
+from didr_jax.training.parallel import bytes_per_device
 from didr_jax.training.stages import Stage
 from didr_jax.types import PyTree
 
@@ -33,7 +32,9 @@ def introduction(stage: Stage, state: Any, frozen: Mapping[str, PyTree], mesh: M
     still = ", ".join(f"{name} {_count(tree)}" for name, tree in frozen.items())
     lines = [where, f"trains {trained} parameters" + (f"; frozen: {still}" if still else ""), *stage.about()]
     lines += [why] if (why := stage.settled().why) else []
-    return [*lines, f"holds {_held((state, dict(frozen))) / 1e9:.3g} GB a device; compiling (the first time: minutes)"]
+    held, away = (bytes_per_device((state, dict(frozen)), on_host) / 1e9 for on_host in (False, True))
+    waits = f", and {away:.3g} GB for it in the host's memory" if away else ""
+    return [*lines, f"holds {held:.3g} GB a device{waits}; compiling (the first time: minutes)"]
 
 
 def _count(tree: PyTree) -> str:
@@ -43,12 +44,6 @@ def _count(tree: PyTree) -> str:
             return f"{n:.3g}{unit}"
         n /= 1000
     return f"{n:.3g} G"
-
-
-def _held(tree: PyTree) -> int:
-    """Bytes on one device."""
-    here = [leaf for leaf in jax.tree.leaves(tree) if not waits_on_host(leaf)]
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in here)
 
 
 @contextlib.contextmanager

@@ -26,12 +26,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from didr_jax.training.host_memory import HOST
+from didr_jax.training.host_memory import HOST, waits_on_host
 from didr_jax.types import InputError, PyTree, Weights
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the mesh axes over which the rows of a batch are spread
 DEFAULT_RULE = ".*=largest"
+WAITING = ("ema/", "opt/", "opt_generator/", "opt_ta/")  # what of a state (`training.state`) only an update reads
 
 
 def make_mesh(section, devices: Sequence[Any] | None = None) -> Mesh:
@@ -86,13 +87,17 @@ def parse_rules(rows) -> list[tuple[re.Pattern, str]]:
     for row in (*rows, DEFAULT_RULE):
         pattern, _, axes = row.rpartition("=")
         unknown = set(re.split(r"[,+]", axes)) - {*AXES, "-", "largest", "whole"}
-        try:
-            table.append((re.compile(pattern), axes))
-        except re.error as error:
-            raise InputError(f"config.mesh.rules: {row!r} is not a regular expression ({error})") from None
+        table.append((_compiled("rules", row, pattern), axes))
         if not pattern or unknown:
             raise InputError(f"config.mesh.rules: {row!r} must read regex=axes, with axes of {', '.join(AXES)} or -")
     return table
+
+
+def _compiled(key: str, row: str, pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"config.mesh.{key}: {row!r} is not a regular expression ({error})") from None
 
 
 def spec_of(path: str, shape: tuple[int, ...], table, mesh: Mesh, min_size: int) -> PartitionSpec:
@@ -134,25 +139,21 @@ def path_of(keys) -> str:
 
 def parse_host(patterns) -> list[re.Pattern]:
     """`config.mesh.host`; raises InputError for one that is no regular expression."""
-    found = []
-    for pattern in patterns:
-        try:
-            found.append(re.compile(pattern))
-        except re.error as error:
-            raise InputError(f"config.mesh.host: {pattern!r} is not a regular expression ({error})") from None
-    return found
+    return [_compiled("host", pattern, pattern) for pattern in patterns]
 
 
 def shardings(tree: PyTree, config, mesh: Mesh, host: Sequence[re.Pattern] = ()) -> PyTree:
     """A sharding for every leaf (anything with a shape) of `tree`, by the rules of `config.mesh`.
 
-    Leaves whose path matches one of `host` lie in the host's memory (`host_memory`), if it has `mesh.min_size` entries.
+    `host`: of the averages and the optimisers' states of a training state, leaves of `mesh.min_size` entries whose paths match one
+    of these lie in the host's memory (`host_memory`).  Parameters, which every pass reads, never do.
     """
     table = parse_rules(config.mesh.rules)
 
     def place(keys, leaf):
         path, shape = path_of(keys), np.shape(leaf)
-        away = math.prod(shape) >= config.mesh.min_size and any(pattern.search(path) for pattern in host)
+        may_wait = path.startswith(WAITING) and math.prod(shape) >= config.mesh.min_size
+        away = may_wait and any(pattern.search(path) for pattern in host)
         spec = spec_of(path, shape, table, mesh, config.mesh.min_size)
         return NamedSharding(mesh, spec, memory_kind=HOST if away else None)
 
@@ -170,6 +171,12 @@ def with_places(shapes: PyTree, places: PyTree) -> PyTree:
 
 
 # -------------------------------------------------------------------------------------------- placing
+
+
+def bytes_per_device(tree: PyTree, on_host: bool = False) -> int:
+    """Of arrays or shapes with shardings, on the device that holds most, or for it in its host's memory."""
+    leaves = [a for a in jax.tree.leaves(tree) if waits_on_host(a) == on_host]
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in leaves)
 
 
 def create(init: Callable[[], Any], places: PyTree) -> PyTree:

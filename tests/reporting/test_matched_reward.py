@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from digits_measures import Measures, Seen, tilted  # noqa: E402
-from matched_reward import Trained, compared, resampled  # noqa: E402
+from matched_reward import Trained, compared, resampled, rows_of  # noqa: E402
 
 ROWS, BETTER = 400, {"fidelity": 1, "distance": -1}
 
@@ -72,7 +72,7 @@ def test_the_reference_has_no_distance_from_itself_and_a_tilt_of_it_none_from_it
     assert own["to_reference"] == pytest.approx(0, abs=1e-6) and own["to_tilted_reference"] == pytest.approx(0, abs=1e-6)
     assert own["odd"] == pytest.approx(0.01, abs=1e-3) and own["spread"] == pytest.approx(1)
     chosen = rng.choice(len(reference.label), len(reference.label), p=tilted(reference, 0.5))
-    found = measure(reference.rows(chosen))
+    found = measure(rows_of(reference, chosen))
     assert found["to_tilted_reference"] < 0.1 < 0.2 < found["to_reference"], "its mean lies .5 away; drawn labels are uneven"
     away = measure(digits(rng, shift=9.0))
     assert away["odd"] > 0.99 and away["to_data"] == pytest.approx(4 * 9.0**2, rel=0.05)

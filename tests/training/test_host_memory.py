@@ -9,10 +9,10 @@ import pytest
 from tiny_runs import tiny, train_tiny
 
 from didr_jax import recipes
-from didr_jax.planning.plan import bytes_per_device, main_stage, make_plan
+from didr_jax.planning.plan import main_stage, make_plan
 from didr_jax.planning.targets import target
 from didr_jax.training.host_memory import back, near, waits_on_host
-from didr_jax.training.parallel import make_mesh, path_of, state_shardings, with_places
+from didr_jax.training.parallel import bytes_per_device, make_mesh, path_of, state_shardings, with_places
 from didr_jax.training.validate import validate
 from didr_jax.types import InputError
 
@@ -35,6 +35,14 @@ def test_leaves_lie_where_the_table_says():
         told = (path.startswith("ema/") or "/mu/" in path or "/nu/" in path) and shape.size >= 16
         assert (place.memory_kind == "pinned_host") == told, path
     assert sum(place.memory_kind == "pinned_host" for place in jax.tree.leaves(places)) >= 10
+
+
+def test_parameters_never_wait():
+    _, places, _ = game(mesh__host=(".*",))
+    for keys, place in jax.tree_util.tree_leaves_with_path(places):
+        path = path_of(keys)
+        assert place.memory_kind != "pinned_host" or path.startswith(("ema/", "opt_")), path
+    assert any(place.memory_kind == "pinned_host" for place in jax.tree.leaves(places))
 
 
 def test_training_is_the_same_to_the_last_bit_and_goes_on_with_and_without(tmp_path):

@@ -35,7 +35,7 @@ WATCHED = Watched("reward", {"accuracy": Tolerance(fall=0.1), "diversity": Toler
 READ = {"reference": ("pretrain", "params"), "reward": ("reward", "params"), "judge": ("judge", "params")}
 
 
-def _labels(n: int) -> np.ndarray:
+def in_turn(n: int) -> np.ndarray:
     """Every digit equally often, in turn."""
     return np.arange(n, dtype=np.int32) % NUM_CLASSES
 
@@ -44,7 +44,7 @@ def _drawn(recipe, function: Callable, params: PyTree, n: int, shape: tuple[int,
     """n images of `function(params, z, c)` from the evaluation's noise."""
     z = jax.random.normal(jax.random.key(recipe.config.eval.seed), (n, *shape))
     draw = jax.jit(lambda params, rows: function(params, rows["z"], {"label": rows["label"]}))
-    return over_rows(draw, params, {"z": z, "label": _labels(n)})
+    return over_rows(draw, params, {"z": z, "label": in_turn(n)})
 
 
 def generated(recipe, params: PyTree, n: int) -> np.ndarray:
@@ -69,7 +69,7 @@ class DigitsJudge:
         self._frozen, self._beta = frozen, recipe.config.eval.target_beta or recipe.config.align.beta
         n = recipe.config.eval.samples
         real = recipe.splits[1]
-        self.reference = Split(many_steps(recipe, frozen["reference"], n), _labels(n))
+        self.reference = Split(many_steps(recipe, frozen["reference"], n), in_turn(n))
         self._targets = {
             "to_tilted_data": moments(self.features(real.images), self.tilt_weights(real)),
             "to_tilted_reference": moments(self.features(self.reference.images), self.tilt_weights(self.reference)),
@@ -90,12 +90,10 @@ class DigitsJudge:
     @staticmethod
     def class_weights(labels, exponents) -> np.ndarray:
         """softmax of `exponents` within each class, each class weighing 1/10."""
-        weights = np.zeros(len(labels))
-        for c in range(NUM_CLASSES):
-            rows = labels == c
-            within = np.exp(exponents[rows] - exponents[rows].max())
-            weights[rows] = within / within.sum() / NUM_CLASSES
-        return weights
+        top = np.full(NUM_CLASSES, -np.inf)
+        np.maximum.at(top, labels, exponents)
+        within = np.exp(exponents - top[labels])
+        return within / np.bincount(labels, within)[labels] / NUM_CLASSES
 
     def tilt_weights(self, split: Split) -> np.ndarray:
         """Equation (1)."""
@@ -136,7 +134,7 @@ def in_the_loop(recipe) -> Callable:
         if not made:
             made.append(DigitsJudge(recipe, frozen))
         images = generated(recipe, products["generator"], recipe.config.eval.samples)
-        return Verdict(made[0].figures(images, _labels(len(images))), {"digits": grid(images, recipe.config.eval.grid_rows)})
+        return Verdict(made[0].figures(images, in_turn(len(images))), {"digits": grid(images, recipe.config.eval.grid_rows)})
 
     return judge
 
@@ -152,7 +150,7 @@ def generator_of(products: Products, run: Run, stage: str) -> PyTree:
 def figures(recipe, products: Products, run: Run) -> dict[str, float]:
     """The aligned generator's row."""
     images = generated(recipe, generator_of(products, run, "align"), recipe.config.eval.samples)
-    return judge_of(recipe, products, run).figures(images, _labels(len(images)))
+    return judge_of(recipe, products, run).figures(images, in_turn(len(images)))
 
 
 def on_paper(images: np.ndarray) -> np.ndarray:
@@ -182,7 +180,7 @@ def evaluate(recipe, products: Products, run: Run) -> None:
     """
     config, judge = recipe.config, judge_of(recipe, products, run)
     n = config.eval.samples
-    labels, steps = _labels(n), recipe.few_step.label
+    labels, steps = in_turn(n), recipe.few_step.label
     made = {
         f"reference, {config.eval.reference_steps} steps": judge.reference.images,
         f"{steps}, initial": generated(recipe, generator_of(products, run, "distill"), n),
