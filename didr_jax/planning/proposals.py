@@ -3,7 +3,7 @@
 Parameters that are split over `fsdp` are gathered whole for every pass of every micro-batch, whatever the number of samples
 in it.  So the largest micro-batch that fits is the cheapest, and where a device can hold all parameters (adapters of a
 frozen base, say) none need be gathered.  Beyond an island each gather would run over the slow links: copies of the
-parameters, one for each island, leave only gradients to cross them, once a step.
+parameters, one for each island, leave only gradients to cross them, once for each micro-batch.
 """
 
 from didr_jax.planning.plan import Plan
@@ -60,7 +60,7 @@ PROPOSALS = (
     Advice(
         lambda c, p: copies_fit(p),
         "mesh.data=-1 mesh.fsdp=1",
-        "a copy of the parameters on each device: none are gathered, gradients are summed once a step",
+        "a copy of the parameters on each device: none are gathered, only gradients are summed, once for each micro-batch",
     ),
     Advice(
         lambda c, p: not copies_fit(p) and gathers_leave_islands(p),
