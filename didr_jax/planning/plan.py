@@ -29,6 +29,7 @@ from didr_jax.planning.partitioned import Collective, read
 from didr_jax.planning.targets import Target
 from didr_jax.training import flops
 from didr_jax.training.flops import Operations
+from didr_jax.training.host_memory import HOST
 from didr_jax.training.parallel import (
     AXES,
     ROWS,
@@ -158,7 +159,7 @@ def make_plan(stage: Stage, config, machine: Target, operations: Operations | No
         return Plan(**fields, operations=operations or flops.by_dtype(stage.step, *nowhere))
 
     with jax.set_mesh(mesh):
-        traced = stage.compiled(jax.tree.map(lambda a: a.sharding, arguments[0]), mesh).trace(*arguments)
+        traced = stage.compiled(state_shardings(stage.shapes, config, mesh), mesh).trace(*arguments)
         fields["operations"] = flops.count_jaxpr(traced.jaxpr.jaxpr)
         held, start = sum(parts.values()), time.perf_counter()
         try:
@@ -208,7 +209,10 @@ def _placed(stage: Stage, config, mesh) -> tuple[PyTree, PyTree, PyTree]:
     batch = jax.eval_shape(lambda: stage.batch(0)) if stage.batch_shapes is None else stage.batch_shapes
     frozen = {name: weights.shapes for name, weights in stage.frozen.items()}
     rows = NamedSharding(mesh, PartitionSpec(*[None] * stage.batch_axis, ROWS))
-    state = with_places(stage.shapes, state_shardings(stage.shapes, config, mesh))
+    # Devices of a GPU that is only described have no memories, and JAX drops the word without one; a mesh without devices keeps it.
+    kept = lambda here, told: told if told.memory_kind == HOST else here
+    places = (state_shardings(stage.shapes, config, each) for each in (mesh, mesh.abstract_mesh))
+    state = with_places(stage.shapes, jax.tree.map(kept, *places))
     return state, place(frozen), with_places(batch, jax.tree.map(lambda _: rows, batch))
 
 

@@ -96,15 +96,16 @@ JUDGED = {"stages": ("pretrain", "distill", "align"), "align__steps": 10, "eval_
 
 
 def test_evaluators_judge_on_both_processes_what_one_would(tmp_path, cache):
-    """Spread over two processes, on split parameters; the first writes what it found."""
-    found = {}
-    for name, how in (("one", {"devices": 8}), ("two", {"devices": 4, "processes": 2, **SPLIT})):
+    """Spread over two processes, on split parameters, wherever averages and moments wait; the first writes what it found."""
+    found, two = {}, {"devices": 4, "processes": 2, **SPLIT}
+    for name, how in (("one", {"devices": 8}), ("two", two), ("hosted", two | {"mesh__host": ("^ema/", "/(mu|nu)/")})):
         workdir = tmp_path / name
         codes = finish(spawn(workdir, cache=cache, **how, **JUDGED), TIMEOUT)
         assert set(codes) == {0}, said(workdir) + said(workdir, 1)
         lines = [line for line in read_metrics(str(workdir)) if line["stage"] == "align"]
         found[name] = {line["step"]: {k: v for k, v in line.items() if k.startswith("eval/")} for line in lines}
     assert [step for step, figures in found["two"].items() if figures] == [0, 4, 8, 10]
+    assert found["hosted"] == found["two"]
     for step, figures in found["one"].items():
         assert found["two"][step] == pytest.approx(figures, rel=2e-2, abs=2e-3)
 
