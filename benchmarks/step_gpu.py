@@ -63,6 +63,9 @@ def settings():
     if TINY.value:
         tiny_sdxl.use(config)
         config.image.height = config.image.width = 64
+        config.unroll = True  # XLA's convolutions are slow inside of loops on a CPU
+        for key in ("dtype", "frozen_dtype", "reward_vae_dtype"):
+            config.network[key] = "float32"
     return config
 
 
