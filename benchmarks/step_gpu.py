@@ -7,7 +7,7 @@
 
 A step is `--ta_updates` updates of the TA and one of the generator: guidance with two reference evaluations, the diffused
 reward (K = 1) through VAE and HPSv2.1, decoding and scoring for the log, AdamW, moving average.  UNets compute in
-bfloat16, VAE and reward in float32 (TF32 products), recomputing as --remat says.  Torch runs diffusers' and transformers'
+bfloat16 (--tiny: float32), VAE and reward in float32 (TF32 products), recomputing as --remat says.  Torch runs diffusers' and transformers'
 networks, compiled, channels last (torch_step.py).  Each side runs in its own process, tells each step as it ends, and keeps
 what it found in --out, where the other side of the same settings is found by a later call.  Compiled programs of both are
 kept (JAX's where `compiler.cache` says, torch's beside them), so that a call whose budget went to compiling is not lost.

@@ -27,16 +27,16 @@ def main(argv):
     from didr_jax.diffusion import add_noise
     from didr_jax.planning.plan import main_stage
     from didr_jax.saved_config import get_config
+    from didr_jax.training.calibration import state_at
     from didr_jax.training.metrics import RunLog
     from didr_jax.training.parallel import make_mesh
-    from didr_jax.training.run import Run
+    from didr_jax.training.run import LATEST, Run
 
     config, n = get_config(f"{WORKDIR.value}/config.json"), SAMPLES.value
     run = Run(config, WORKDIR.value, make_mesh(config.mesh), RunLog(WORKDIR.value))
     recipe = recipes.build(config)
     stage = main_stage(recipe, config)
-    saves = run.saves("align", read_only=True)
-    state = stage.join(saves.restore(saves.latest(), stage.split(run.placed(stage.shapes))))
+    state, _ = state_at(stage, run, LATEST)
     task = recipe.task
     frozen = run.load({name: each for name, each in task.frozen().items() if name != "rewards"})
     c = task.table(task.prompts[:n]).everything
@@ -54,10 +54,8 @@ def main(argv):
         )
 
     def gaps(made):
-        found = [
-            made(add_noise(task.backbone.schedule, x0, noise, t), t)
-            for t in (jnp.full(n, float(level)) for level in LEVELS.value)
-        ]
+        times = [jnp.full(n, float(level)) for level in LEVELS.value]
+        found = [made(add_noise(task.backbone.schedule, x0, noise, t), t) for t in times]
         return [np.asarray(each, np.float64).reshape(n, -1) for each in found]
 
     truth, length = gaps(gap("float32", False)), lambda a: np.linalg.norm(a, axis=1)

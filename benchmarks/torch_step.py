@@ -29,11 +29,11 @@ class Network(torch.nn.Module):
 
     def __init__(self, unet, alphas, config, train: str | None):
         super().__init__()
-        self.unet, self.alphas, self.active = unet, alphas, True
+        self.unet, self.alphas, self.active, self.dtype = unet, alphas, True, getattr(torch, config.network.dtype)
         self.size, self.adapters = (config.image.height, config.image.width), torch.nn.ParameterList()
         unet.requires_grad_(train == "full")
         if train != "full":
-            unet.to(torch.bfloat16)
+            unet.to(getattr(torch, config.network.frozen_dtype))
         if train == "lora":
             for name, layer in unet.named_modules():
                 if name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
@@ -59,7 +59,7 @@ class Network(torch.nn.Module):
     def forward(self, x_t, step, text):
         ids = torch.tensor([[*self.size, 0, 0, *self.size]], device=DEVICE).expand(len(x_t), -1)
         added = {"text_embeds": text["pooled"], "time_ids": ids}
-        with torch.autocast(DEVICE, torch.bfloat16):
+        with torch.autocast(DEVICE, self.dtype, enabled=self.dtype != torch.float32):
             eps = self.unet(x_t, step, text["prompt"], added_cond_kwargs=added, return_dict=False)[0].float()
         alpha = self.alphas[step][:, None, None, None]
         return (x_t - (1 - alpha).sqrt() * eps) / alpha.sqrt()

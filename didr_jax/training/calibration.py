@@ -90,7 +90,7 @@ def calibrate(recipe: Recipe, run: Run, step: str = "") -> Calibration:
     if why := stage.settled().why:  # before anything of it is traced: processes agree on it
         run.log.say(f"{name}  {why}")
     _require_divergence(stage)
-    state, first = _state(stage, run, step)
+    state, first = state_at(stage, run, step)
     frozen, section = run.load(stage.frozen), run.config.calibrate
     with heartbeat(run.log.say, f"{name}  still measuring"):
         state = _with_settled_ta(stage, state, frozen, first, section.steps, run)
@@ -111,7 +111,12 @@ def _require_divergence(stage: Stage) -> None:
         raise InputError("--mode=calibrate: this objective is its reward alone: there is no divergence to compare it with")
 
 
-def _state(stage: Stage, run: Run, step: str) -> tuple[GameState, int]:
+def state_at(stage: Stage, run: Run, step: str) -> tuple[GameState, int]:
+    """The state of a save, as `chosen_step` finds it, and its step; with an empty `step` what training begins with, and 0.
+
+    Raises:
+      InputError: there is no such save.
+    """
     shapes = run.placed(stage.shapes)
     places = jax.tree.map(lambda a: a.sharding, shapes)
     if step:
