@@ -36,9 +36,12 @@ CASES = {
     "cross, padded keys": (inputs(130, 77), {"mask": PADDING}),
     "causal, grouped": (inputs(77, 77, heads=4), {"causal": True, "mask": PADDING}),
     "general mask": (inputs(130, 77), {"mask": GENERAL}),
+    "general mask, grouped": (inputs(130, 77, heads=4), {"mask": jnp.concatenate([GENERAL, GENERAL[:, ::-1, ::-1]], 1)}),
+    "mask of each head, grouped": (inputs(130, 77, heads=4), {"mask": jnp.tile(GENERAL[:, :, :1], (1, 2, 1, 1))}),
 }
 
-REFUSED = {"splash_interpret": ["general mask"], "chunked": ["general mask", "causal, grouped"]}
+GENERALS = [name for name in CASES if "mask" in name]
+REFUSED = {"splash_interpret": GENERALS, "chunked": [*GENERALS, "causal, grouped"]}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -57,10 +57,45 @@ def attend(
     return BACKENDS[backend](q, k, v, mask, causal, scale)
 
 
-def _dot_product(q, k, v, mask, causal, scale, *, implementation):
-    if mask is not None and mask.ndim == 2:
-        mask = mask[:, None, None, :]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale, implementation=implementation)
+def _xla(q, k, v, mask, causal, scale):
+    """The formula.  Logits and weights `[b, kv_heads, group * q_len, kv_len]`, by far the largest arrays here, lie as the
+    products give and take them, the queries' factor first: XLA's CPU would transpose them otherwise."""
+    b, q_len, heads, head_dim = q.shape
+    kv_len, kv_heads = k.shape[1:3]
+    rows = q.swapaxes(1, 2).reshape(b, kv_heads, -1, head_dim)  # the heads of a group under each other
+    logits = scale * _product(rows, k, (3, 3), preferred_element_type=jnp.float32)
+    keep = _keep(mask, causal, q_len, kv_len)
+    if keep is not None:
+        keep = _for_rows(keep, q_len, kv_heads, heads // kv_heads)
+        # No infinity: a row of which nothing is kept attends evenly, and its gradient is a number.
+        logits = jnp.where(keep, logits, jnp.finfo(logits.dtype).min / 2)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = _product(weights, v, (3, 1))
+    return out.reshape(b, heads, q_len, head_dim).swapaxes(1, 2).astype(q.dtype)
+
+
+def _product(rows, keys, axes, **kinds):
+    """[b, n, r, i] and [b, k, n, d], contracted over an axis of each -> [b, n, r, k or d]."""
+    contracted = ((axes[0],), (axes[1],))
+    return jax.lax.dot_general(rows, keys, (contracted, ((0, 1), (0, 2))), **kinds)
+
+
+def _keep(mask, causal, q_len, kv_len):
+    """bool [b or 1, heads or 1, q_len or 1, kv_len] of both; None: all is attended."""
+    mask = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
+    if not causal:
+        return mask
+    before = (jnp.arange(q_len)[:, None] >= jnp.arange(kv_len))[None, None]
+    return before if mask is None else mask & before
+
+
+def _for_rows(keep, q_len, kv_heads, group):
+    """[b or 1, heads or 1, q_len or 1, kv_len] -> [b or 1, kv_heads or 1, group * q_len or 1, kv_len]."""
+    n, heads, _, kv_len = keep.shape
+    if group == 1 or keep.shape[1:3] == (1, 1):
+        return keep
+    full = jnp.broadcast_to(keep, (n, group if heads == 1 else heads, q_len, kv_len))
+    return full.reshape(n, 1 if heads == 1 else kv_heads, group * q_len, kv_len)
 
 
 def _cudnn(q, k, v, mask, causal, scale):
@@ -69,7 +104,8 @@ def _cudnn(q, k, v, mask, causal, scale):
             f"attention backend 'cudnn' needs bf16 or fp16 and a head size ≤ 128 divisible by 8, not "
             f"{q.dtype} and {q.shape[-1]}; use 'xla' for this network"
         )
-    return _dot_product(q, k, v, mask, causal, scale, implementation="cudnn")
+    mask = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale, implementation="cudnn")
 
 
 def _chunked(q, k, v, mask, causal, scale, *, chunk=1024):
@@ -77,11 +113,11 @@ def _chunked(q, k, v, mask, causal, scale, *, chunk=1024):
     if causal or (mask is not None and mask.ndim != 2):
         raise InputError("attention backend 'chunked' takes a [batch, kv_len] mask only; use 'xla' for this network")
     if q_len <= chunk:
-        return _dot_product(q, k, v, mask, causal, scale, implementation="xla")
+        return _xla(q, k, v, mask, causal, scale)
     blocks = jnp.pad(q, ((0, 0), (0, -q_len % chunk), (0, 0), (0, 0)))
     blocks = blocks.reshape(b, -1, chunk, heads, head_dim).swapaxes(0, 1)
     # Rematerialised: the backward pass holds one block's weights, not all.
-    one = jax.checkpoint(lambda block: _dot_product(block, k, v, mask, False, scale, implementation="xla"))
+    one = jax.checkpoint(lambda block: _xla(block, k, v, mask, False, scale))
     return jax.lax.map(one, blocks).swapaxes(0, 1).reshape(b, -1, heads, head_dim)[:, :q_len]
 
 
@@ -132,7 +168,7 @@ def _block(length: int, head_dim: int) -> int:
 
 
 BACKENDS: dict[str, Callable[..., Array]] = {
-    "xla": functools.partial(_dot_product, implementation="xla"),
+    "xla": _xla,
     "chunked": _chunked,
     "cudnn": _cudnn,
     "splash": functools.partial(_splash, interpret=False),
