@@ -27,8 +27,20 @@ def saves(folder: str) -> Iterator[tuple[Any, str, int]]:
                 yield config, workdir, step
 
 
+# key of a config -> how a label says a value that the base config does not have
+SAID: dict[str, Callable[[Any], str]] = {
+    "align.generator_t_max": lambda t: f"t<{t:g}",
+    "network.generator": str,
+    "network.ta": lambda kind: f"TA {kind}",
+    "network.generator_steps": lambda n: f"{n} steps",
+    "align.ta_updates": lambda n: f"{n} TA updates",
+    "align.ta_reuse": lambda n: f"samples used {n} times",
+    "align.ta_after": lambda after: "TA after" if after else "TA before",
+}
+
+
 def label_of(config, base, decoded: bool) -> str:
-    """The objective; of `didr` also its estimator, and its target and its range of times where they are not those of the config `base`.
+    """The objective; of `didr` also its estimator, and its target where it is not that of the config `base`; then `SAID`.
 
     `decoded`: whether the reward is of a decoded picture (`diffused_reward.resolve`).
     """
@@ -36,9 +48,14 @@ def label_of(config, base, decoded: bool) -> str:
     if OBJECTIVES[label].estimates:
         label += f"@{resolve(align.estimator, decoded=decoded)}"
         label += f" {align.tilt}, t0={align.tilt_t0:g}" if align.tilt != base.align.tilt else ""
-        label += f" t<{align.generator_t_max:g}" if align.generator_t_max != base.align.generator_t_max else ""
-    trained = config.network.get("generator", "full")
-    return label + (f" {trained}" if trained != base.network.get("generator", "full") else "")
+    values = ((value_of(config, key), value_of(base, key), say) for key, say in SAID.items())
+    return " ".join([label, *(say(value) for value, before, say in values if value != before)])
+
+
+def value_of(config, key: str) -> Any:
+    """The value at a dotted key; None if the recipe has no such knob."""
+    section, name = key.split(".")
+    return config[section].get(name)
 
 
 def kept(path: str, draw: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -46,7 +46,7 @@ _SAMPLES = flags.DEFINE_integer("bootstrap", 200, "Bootstrap samples of an inter
 
 
 class Painter:
-    """Draws the evaluation captions, each several times, by any generator of the config's shape."""
+    """Draws the evaluation captions, each several times, by any generator of the config's number of steps."""
 
     def __init__(self, config, workdir: str):
         config.unroll = False  # the reference's steps are many, and no convolution is among them
@@ -87,7 +87,12 @@ class Painter:
 def main(_argv) -> None:
     logging.set_verbosity(logging.WARNING)
     out, base = _RUNS.value, _CONFIG.value
-    painter = functools.cache(lambda: Painter(base.copy_and_resolve_references(), out))
+
+    @functools.cache
+    def painter(steps: int = base.network.generator_steps) -> Painter:
+        config = base.copy_and_resolve_references()
+        config.network.generator_steps = steps
+        return Painter(config, out)
 
     def drawn(path: str, draw) -> Drawn:
         return Drawn(**kept(path, lambda: draw()._asdict()))
@@ -102,7 +107,8 @@ def main(_argv) -> None:
         def draw(config=config, workdir=workdir, step=step):
             run = Run(config, workdir, make_mesh(config.mesh), RunLog(workdir))
             products = saved_products(run, str(step))
-            return painter().generator(trained(recipes.build(config).task, painter().frozen, products, run))
+            brush = painter(config.network.generator_steps)
+            return brush.generator(trained(recipes.build(config).task, brush.frozen, products, run))
 
         pictures = drawn(os.path.join(workdir, f"drawn-{_DRAWS.value}-{step}.npz"), draw)
         label = label_of(config, base, decoded=True)

@@ -34,9 +34,10 @@ COMPILER_FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 
-# jaxlib version -> flags without which its results are wrong.  0.10.2 on the CPU: a jitted sum of products with
-# a broadcast factor and many outputs (tests/test_diffused_reward.py has one); no measurable cost.
-NEEDED_FLAGS: dict[str, tuple[str, ...]] = {"0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=",)}
+# jaxlib version -> flags without which its results are wrong.  On the CPU: sums of products that go to YNNPACK (jax issue 39103;
+# tests/test_diffused_reward.py has one), with each of its kinds of fusion.  What it costs: sums over a softmax's rows and
+# products of few columns take up to twice as long.
+NEEDED_FLAGS: dict[str, tuple[str, ...]] = dict.fromkeys(["0.10.2", "0.11.0"], ("--xla_cpu_experimental_ynn_fusion_type=",))
 
 
 def start(config, planning: bool = False) -> str:

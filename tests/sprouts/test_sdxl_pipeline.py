@@ -24,7 +24,7 @@ if importlib.util.find_spec("open_clip") is None:
 SHORT = {
     "data.train": 48, "data.held_out": 32, "data.pairs": 24, "eval.num": 16, "eval.reference_steps": 2, "vae.steps": 3, "vae.batch_size": 2,
     "words.steps": 80, "words.batch_size": 16, "words.optimizer.warmup": 10, "reference.steps": 3, "reference.batch_size": 8, "one_step.steps": 2,
-    "one_step.batch_size": 8, "one_step.pairs": 16, "one_step.solver_steps": 2, "log.every": 20, "export.dtype": "float32",
+    "one_step.batch_size": 8, "one_step.pairs": 16, "one_step.solver_steps": 2, "log.every": 20,
 } | {f"{stage}.optimizer.name": "adamw" for stage in ("vae", "reference", "one_step")}  # fmt: skip
 GAME = {"align.steps": 2, "align.batch_size": 4, "align.ta_updates": 1, "eval.num": 8, "eval.every": 0, "log.every": 1}
 GAME |= {f"align.{network}_optimizer.name": "adamw" for network in ("generator", "ta")}  # which compiles faster than muon
@@ -40,6 +40,11 @@ def root(tmp_path_factory):
 def exported(root):
     """The folder from the first two commands, and what its report said."""
     return trained_and_exported("sprouts_sdxl_pipeline", SHORT | {"data.cache": str(root / "album")}, root)
+
+
+def opened(kind, folder, **more):
+    """Of diffusers, as docs/sprouts.md opens what is written in half precision."""
+    return kind.from_pretrained(folder, torch_dtype=torch.float32, **more)
 
 
 def drawn(pipeline, prompts, **settings):
@@ -61,7 +66,7 @@ def test_the_recipe_of_sdxl_reads_captions_as_the_training_did(exported):
     folder, family = exported[0] / "pipeline", SDXL()
     encoder = clip_encoder(folder, xl=True)
     theirs = encoder.encode(encoder.weights.load(), encoder.tokenize(PROMPTS))
-    words = {name: load_text(folder / name)[1].load() for name in family.towers}
+    words = {name: load_text(folder / name)[1].cast(np.float32).load() for name in family.towers}
     ours = family.text(words, family.tokens(PROMPTS))
     for name, told in theirs.items():
         np.testing.assert_allclose(ours[name], told, atol=1e-5)
@@ -69,12 +74,12 @@ def test_the_recipe_of_sdxl_reads_captions_as_the_training_did(exported):
 
 def test_diffusers_runs_the_pipeline_and_sees_the_same_text_and_network(exported):
     folder, family = exported[0] / "pipeline", SDXL()
-    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
+    pipeline = opened(diffusers.StableDiffusionXLPipeline, folder)
     images = drawn(pipeline, PROMPTS, num_inference_steps=2)
     assert images.shape == (2, 64, 64, 3) and np.isfinite(images).all()
     with torch.no_grad():
         prompt, silent, pooled, silent_pooled = pipeline.encode_prompt(PROMPTS, do_classifier_free_guidance=True)
-    words = {name: load_text(folder / name)[1].load() for name in family.towers}
+    words = {name: load_text(folder / name)[1].cast(np.float32).load() for name in family.towers}
     for sentences, told, mean in ((PROMPTS, prompt, pooled), ([""], silent[:1], silent_pooled[:1])):
         ours = family.text(words, family.tokens(sentences))
         np.testing.assert_allclose(ours["prompt"], told.numpy(), atol=1e-4)
@@ -93,8 +98,8 @@ def test_the_recipe_of_sdxl_distills_aligns_and_exports_it_and_diffusers_draws_i
         run("sprouts_sdxl", settings, root / "aligned", f"--mode={mode}", cache=root / "compiled")
     for row in json.loads((root / "aligned" / "summary.json").read_text()).values():
         assert {"reward", "aesthetic", "clipscore", "named", "cheerful", "kl_others", "frechet"} <= set(row)
-    unet = diffusers.UNet2DConditionModel.from_pretrained(root / "aligned" / "export", subfolder="unet")
-    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(folder / "pipeline", unet=unet)
+    unet = opened(diffusers.UNet2DConditionModel, root / "aligned" / "export", subfolder="unet")
+    pipeline = opened(diffusers.StableDiffusionXLPipeline, folder / "pipeline", unet=unet)
     pipeline.scheduler = diffusers.LCMScheduler.from_config(pipeline.scheduler.config)
     images = drawn(pipeline, PROMPTS, num_inference_steps=1, timesteps=[399], guidance_scale=0.0)
     assert images.shape == (2, 64, 64, 3) and np.isfinite(images).all()
