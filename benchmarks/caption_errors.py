@@ -23,7 +23,7 @@ def main(argv):
     import numpy as np
 
     from didr_jax import recipes
-    from didr_jax.diffusion import add_noise
+    from didr_jax.objectives import denoising_loss
     from didr_jax.recipes.sprouts import parts
     from didr_jax.recipes.sprouts.data import raw_means
     from didr_jax.saved_config import get_config
@@ -45,9 +45,9 @@ def main(argv):
 
     @jax.jit
     def off(params, rows):
-        x_t = add_noise(family.schedule, rows["x0"], rows["noise"], rows["t"])
-        guess = recipe.denoise(params["reference"], x_t, rows["t"], family.text(params["words"], rows["tokens"]))
-        return jnp.mean(jnp.square(guess - rows["x0"]), range(1, x0.ndim))
+        text = family.text(params["words"], rows["tokens"])
+        denoiser = lambda x_t, t: recipe.denoise(params["reference"], x_t, t, text)
+        return denoising_loss(denoiser, family.schedule, rows["x0"], rows["noise"], rows["t"], "x0")
 
     noise = np.asarray(jax.random.normal(jax.random.key(SEED.value), x0.shape))
     print("| t | " + " | ".join(LEVELS.value) + " |")

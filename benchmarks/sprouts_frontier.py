@@ -89,7 +89,7 @@ def main(_argv) -> None:
     out, base = _RUNS.value, _CONFIG.value
 
     @functools.cache
-    def painter(steps: int = base.network.generator_steps) -> Painter:
+    def painter(steps: int) -> Painter:
         config = base.copy_and_resolve_references()
         config.network.generator_steps = steps
         return Painter(config, out)
@@ -98,8 +98,9 @@ def main(_argv) -> None:
         return Drawn(**kept(path, lambda: draw()._asdict()))
 
     path = lambda name: os.path.join(out, f"{name}-{_DRAWS.value}.npz")
-    reference = drawn(path("reference"), lambda: painter().reference())
-    start = drawn(path("initial"), lambda: painter().generator(initial(painter().task, painter().frozen, painter().run)))
+    usual = functools.partial(painter, base.network.generator_steps)
+    reference = drawn(path("reference"), lambda: usual().reference())
+    start = drawn(path("initial"), lambda: usual().generator(initial(usual().task, usual().frozen, usual().run)))
     measure = Measures(reference, read_prompts(base.eval.prompts, base.data.column, base.eval.num))
     runs = []
     for config, workdir, step in saves(out):

@@ -82,11 +82,16 @@ def _product(rows, keys, axes, **kinds):
 
 def _keep(mask, causal, q_len, kv_len):
     """bool [b or 1, heads or 1, q_len or 1, kv_len] of both; None: all is attended."""
-    mask = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
+    mask = _general(mask)
     if not causal:
         return mask
     before = (jnp.arange(q_len)[:, None] >= jnp.arange(kv_len))[None, None]
     return before if mask is None else mask & before
+
+
+def _general(mask):
+    """A mask of keys in the form of a general one."""
+    return mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
 
 
 def _for_rows(keep, q_len, kv_heads, group):
@@ -104,8 +109,7 @@ def _cudnn(q, k, v, mask, causal, scale):
             f"attention backend 'cudnn' needs bf16 or fp16 and a head size ≤ 128 divisible by 8, not "
             f"{q.dtype} and {q.shape[-1]}; use 'xla' for this network"
         )
-    mask = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale, implementation="cudnn")
+    return jax.nn.dot_product_attention(q, k, v, mask=_general(mask), is_causal=causal, scale=scale, implementation="cudnn")
 
 
 def _chunked(q, k, v, mask, causal, scale, *, chunk=1024):
