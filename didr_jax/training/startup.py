@@ -34,9 +34,9 @@ COMPILER_FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 
-# jaxlib version -> flags without which its results are wrong.  On the CPU: sums of products that go to YNNPACK (jax issue 39103;
-# tests/test_diffused_reward.py has one), with each of its kinds of fusion.  What it costs, measured at [8, 1024, 1024]: a softmax takes
-# twice as long, sums along rows twice, of products ten times.
+# jaxlib version -> flags without which its results are wrong.  On the CPU: sums of products that go to YNNPACK (jax issue
+# 39103; tests/test_diffused_reward.py has one), with each of its kinds of fusion.  What it costs, measured at [8, 1024, 1024]:
+# a softmax takes twice as long, sums along rows twice, of products ten times.
 NEEDED_FLAGS: dict[str, tuple[str, ...]] = dict.fromkeys(["0.10.2", "0.11.0"], ("--xla_cpu_experimental_ynn_fusion_type=",))
 
 
