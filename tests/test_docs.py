@@ -3,6 +3,7 @@
 A command that begins like none of the rows of `SHORT` fails: who writes one says how it is tried.
 """
 
+import functools
 import pathlib
 import re
 import shlex
@@ -59,12 +60,18 @@ def compared(command: str) -> None:
 def helped(command: str) -> None:
     """The benchmark is found, imports and knows each flag."""
     words = shlex.split(re.sub(r"\[.*?\]", "", command))
-    told = subprocess.run([sys.executable, words[1], "--help"], cwd=REPO, capture_output=True, text=True, timeout=120)
-    assert told.returncode in (0, 1) and "Traceback" not in told.stderr, told.stderr  # absl's own --help returns 1
-    known = told.stdout
+    known = help_of(words[1])
     for word in (word for word in words[2:] if word.startswith("--")):
         flag = word.lstrip("-").split("=")[0].split(".")[0]
         assert re.search(rf"--(\[no\])?{flag}\b", known), f"{word}: no such flag"
+
+
+@functools.cache
+def help_of(script: str) -> str:
+    """What it says to --help; many pages name the same benchmark."""
+    told = subprocess.run([sys.executable, script, "--help"], cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert told.returncode in (0, 1) and "Traceback" not in told.stderr, told.stderr  # absl's own --help returns 1
+    return told.stdout
 
 
 def listed(command: str) -> None:

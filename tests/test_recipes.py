@@ -43,7 +43,7 @@ def test_a_short_run_trains_reports_and_is_not_redone(name, tmp_path, tmp_path_f
     few += ["--config.log.peak_tflops=0.05"]
     # a few steps of each program: compiled in haste, and once for all runs
     haste = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    haste |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
+    haste |= {"JAX_ENABLE_COMPILATION_CACHE": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
     first = run(name, tmp_path, *few, **haste)
     assert "ETA" in first and "img/s" in first and "% of peak" in first
     rows = summary(tmp_path)

@@ -39,7 +39,7 @@ class Programs:
         self._progress.least = self._least[shapes]
         with contextlib.ExitStack() as held:
             if not known and not first:
-                self._say(f"{self._label}  a batch of another shape, the {len(self._least)}th: compiling for it")
+                self._say(f"{self._label}  a batch of another shape, {len(self._least)} of them now: compiling for it")
                 held.enter_context(self._progress.paused())
                 held.enter_context(heartbeat(self._say, f"{self._label}  still compiling"))
             return settle(self._step(state, frozen, batch))

@@ -19,7 +19,7 @@ from tests.text_to_image import tiny_zimage as tiny  # noqa: E402
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """(diffusers' pipeline, {config key: value} of our task on its folder)."""
-    pipeline, settings = tiny.settings(tmp_path_factory.mktemp("zimage"))
+    pipeline, settings = tiny.settings(tmp_path_factory.mktemp("zimage"), **tiny.RAGGED)
     return pipeline, settings | {"weights.generator": ""}
 
 
@@ -49,11 +49,11 @@ def test_prompt_to_image(inputs, ours, steps, guidance):
     """Both captions are of one batch and of different padded lengths; the schedule's own grid places the steps."""
     task, frozen, decode = ours
     pipeline = with_scheduler(inputs[0], {"shift": 3.0})
-    prompts, shape = tiny.PROMPTS[:2], task.backbone.event_shape
+    prompts, shape = tiny.RAGGED["prompts"][:2], task.backbone.event_shape
     noise = np.random.default_rng(steps).normal(size=(2, *shape)).astype(np.float32)
     theirs = lambda kind: pipeline(
         list(prompts), tiny.HEIGHT, tiny.WIDTH, steps, guidance_scale=guidance, latents=nchw(noise),
-        max_sequence_length=tiny.MAX_LENGTH, output_type=kind,
+        max_sequence_length=tiny.RAGGED["max_length"], output_type=kind,
     ).images  # fmt: skip
 
     c = {"text": jax.tree.map(jnp.asarray, task.table(list(prompts)).everything["text"])}
@@ -79,10 +79,10 @@ def test_four_steps_are_those_of_the_exported_scheduler(inputs, ours, solver):
     torch.manual_seed(0)
     torch.randn(2, channels, height, width)  # a stochastic scheduler goes on where the first noise ended
     want = client(
-        tiny.PROMPTS[:2], tiny.HEIGHT, tiny.WIDTH, 4, guidance_scale=0.0, latents=noises[0],
-        max_sequence_length=tiny.MAX_LENGTH, output_type="latent",
+        tiny.RAGGED["prompts"][:2], tiny.HEIGHT, tiny.WIDTH, 4, guidance_scale=0.0, latents=noises[0],
+        max_sequence_length=tiny.RAGGED["max_length"], output_type="latent",
     ).images  # fmt: skip
-    z, c = noises.numpy().transpose(1, 0, 3, 4, 2), task.table(tiny.PROMPTS[:2]).everything
+    z, c = noises.numpy().transpose(1, 0, 3, 4, 2), task.table(tiny.RAGGED["prompts"][:2]).everything
     assert z.shape[1:] == task.backbone.noise_shape
     latents = jax.jit(task.generate, compiler_options=QUICK)(ours[1]["base"], None, z, c)
     assert_close(latents, want.numpy().transpose(0, 2, 3, 1), what="latents")

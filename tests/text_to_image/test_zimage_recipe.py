@@ -25,8 +25,8 @@ SHARED = {"weights.generator": ""}
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """{config key: value} of a tiny run."""
-    return tiny.settings(tmp_path_factory.mktemp("zimage"))[1]
+    """{config key: value} of a tiny run on captions of two padded lengths."""
+    return tiny.settings(tmp_path_factory.mktemp("zimage"), **tiny.RAGGED)[1]
 
 
 def config_of(settings):
@@ -45,7 +45,7 @@ def test_captions_are_ragged_rows_of_the_table(settings):
     recipe = recipe_of(settings | {"data.dtype": "bfloat16"})
     batch, table = recipe.align({}).batch(1)["text"], recipe.task.conditions.everything["text"]
     empty = recipe.task.no_text().load()
-    width = 32 if batch["length"].max() <= 32 else tiny.MAX_LENGTH
+    width = 32 if batch["length"].max() <= 32 else tiny.RAGGED["max_length"]
     assert batch["caption"].shape == (2, 2, width, 16) and batch["caption"].dtype == jnp.bfloat16
     assert batch["length"].shape == (2, 2) and batch["length"].dtype == np.int32
     assert table["length"].tolist() == [11, 33, 6, 7, 14] and empty["length"].tolist() == [5]

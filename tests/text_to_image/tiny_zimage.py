@@ -8,8 +8,9 @@ from tests.parity.vocabularies import CHAT_WORDS, chat_tokenizer
 from tests.text_to_image.tiny_sdxl import save_clip, save_clip_tokenizer, save_prompts
 
 HEIGHT, WIDTH = 16, 24
-PROMPTS = ["a red cat on a mat", "mat on " * 14, "red", "a cat", "on a mat a cat on a red mat"]  # of two padded lengths
-MAX_LENGTH = 40
+PROMPTS = ["a red cat on a mat", "mat on " * 4, "red", "a cat", "on a mat a cat on a red mat"]  # of one padded length,
+MAX_LENGTH = 32
+RAGGED = {"prompts": [PROMPTS[0], "mat on " * 14, *PROMPTS[2:]], "max_length": 40}  # of two: a step is compiled for either
 TRANSFORMER = dict(
     dim=24, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16, in_channels=4,
     axes_dims=[4, 4, 4], axes_lens=[96, 16, 16],
@@ -47,13 +48,13 @@ def save_turbo(folder, seed=5, shift=3.0):
     return folder
 
 
-def settings(root):
+def settings(root, prompts=PROMPTS, max_length=MAX_LENGTH):
     """Saves a whole set of inputs under `root`; returns the base pipeline and `{config key: value}` for a tiny run."""
     pipeline = save_base(root / "base")
     return pipeline, {
         "weights.base": str(root / "base"), "weights.generator": str(save_turbo(root / "turbo")),
-        "data.prompts": str(save_prompts(root / "prompts.jsonl", PROMPTS)), "data.cache": str(root / "cache"),
-        "data.max_length": MAX_LENGTH, "data.encoder_dtype": "float32", "data.dtype": "float32", "data.batch_size": 5,
+        "data.prompts": str(save_prompts(root / "prompts.jsonl", prompts)), "data.cache": str(root / "cache"),
+        "data.max_length": max_length, "data.encoder_dtype": "float32", "data.dtype": "float32", "data.batch_size": 5,
         "rewards.custom": "tests.text_to_image.tiny_sdxl:redness", "rewards.custom_differentiable": True,
         "image.height": HEIGHT, "image.width": WIDTH, "network.dtype": "float32", "network.frozen_dtype": "float32",
         "network.remat": "none", "network.vae_remat": "none", "rewards.remat": "none", "lora.rank": 2, "lora.alpha": 4.0,
