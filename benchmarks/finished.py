@@ -1,6 +1,8 @@
 """The finished trainings under a folder, as `benchmarks/pareto.py` leaves them, and what is drawn from them once."""
 
+import functools
 import glob
+import operator
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,6 +38,7 @@ SAID: dict[str, Callable[[Any], str]] = {
     "align.ta_updates": lambda n: f"{n} TA updates",
     "align.ta_reuse": lambda n: f"samples used {n} times",
     "align.ta_after": lambda after: "TA after" if after else "TA before",
+    "align.ta_optimizer.lr": lambda lr: f"TA's rate {lr:g}",
 }
 
 
@@ -54,8 +57,8 @@ def label_of(config, base, decoded: bool) -> str:
 
 def value_of(config, key: str) -> Any:
     """The value at a dotted key; None if the recipe has no such knob."""
-    section, name = key.split(".")
-    return config[section].get(name)
+    *sections, name = key.split(".")
+    return functools.reduce(operator.getitem, sections, config).get(name)
 
 
 def kept(path: str, draw: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

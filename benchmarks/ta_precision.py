@@ -22,28 +22,13 @@ def main(argv):
     import jax
     import jax.numpy as jnp
     import numpy as np
+    from last_game import last_game
 
     from didr_jax import recipes
     from didr_jax.diffusion import add_noise
-    from didr_jax.planning.plan import main_stage
-    from didr_jax.saved_config import get_config
-    from didr_jax.training.calibration import state_at
-    from didr_jax.training.metrics import RunLog
-    from didr_jax.training.parallel import make_mesh
-    from didr_jax.training.run import LATEST, Run
 
-    config, n = get_config(f"{WORKDIR.value}/config.json"), SAMPLES.value
-    run = Run(config, WORKDIR.value, make_mesh(config.mesh), RunLog(WORKDIR.value))
-    recipe = recipes.build(config)
-    stage = main_stage(recipe, config)
-    state, _ = state_at(stage, run, LATEST)
-    task = recipe.task
-    frozen = run.load({name: each for name, each in task.frozen().items() if name != "rewards"})
-    c = task.table(task.prompts[:n]).everything
-    z_key, noise_key = jax.random.split(jax.random.key(SEED.value))
-    z = jax.random.normal(z_key, (n, *task.backbone.noise_shape))
-    noise = jax.random.normal(noise_key, (n, *task.backbone.event_shape))
-    x0 = jax.jit(task.generate)(*task.pair("generator", frozen, state.ema), z, c)
+    config, task, state, frozen, c, x0, noise = last_game(WORKDIR.value, SAMPLES.value, SEED.value, of="ema")
+    n = len(x0)
 
     def gap(dtype: str, ta_float32: bool):
         config.network.dtype, config.align.ta_float32 = dtype, ta_float32
