@@ -9,7 +9,7 @@ Of any TA
     m = 1 + E⟨x0 − x̂_ψ, y⟩ / E‖y‖²
 
 is the multiple of its gap that would be nearest to the exact one: above 1 it has not gone far enough from the reference,
-below 1 too far, and below ½ it is the worse denoiser of the two.  At least |1 − m| of the gap's length is error (Cauchy
+below 1 too far, and below ½ it is a worse denoiser than the reference.  At least |1 − m| of the gap's length is error (Cauchy
 and Schwarz), so that m = 1 is necessary and not sufficient.  The other rows are E‖x0 − x̂‖² an entry.  On the last
 generator's samples, with ± half of a 95 % interval over them.
 """
@@ -39,7 +39,7 @@ def main(argv):
     networks = game.task.networks()
 
     @jax.jit
-    def sums(params, rows):
+    def measured(params, rows):
         c = networks.prepared(params["frozen"], rows["c"])
         x0, t = rows["x0"], rows["t"]
         x_t = add_noise(networks.schedule, x0, rows["noise"], t)
@@ -59,7 +59,7 @@ def main(argv):
     for level in LEVELS.value:
         t = np.asarray(networks.schedule.snap(jnp.full(n, float(level))))
         given = {"x0": game.x0, "noise": game.noise, "t": t, "c": game.c}
-        found = over_rows(sums, {"ta": game.state.ta, "frozen": game.frozen}, given, BATCH)
+        found = over_rows(measured, {"ta": game.state.ta, "frozen": game.frozen}, given, BATCH)
         multiple = lambda which, found=found: 1 + found["owed"][which].mean() / found["gone"][which].mean()
         half = 1.96 * np.std([multiple(which) for which in chosen])
         rows["best multiple of the gap"].append(f"{multiple(np.arange(n)):.2f} ± {half:.2f}")
